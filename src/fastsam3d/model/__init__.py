@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. Knows no files, volumes or prompt objects."""
