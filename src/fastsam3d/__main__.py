@@ -1,0 +1,8 @@
+"""``python -m fastsam3d`` is the same as the ``fastsam3d`` command."""
+
+import sys
+
+from fastsam3d.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

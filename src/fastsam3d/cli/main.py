@@ -1,0 +1,86 @@
+"""The ``fastsam3d`` command: a table of commands, each imported only when it is called.
+
+Exit codes: 0 done, 1 a typed error (one sentence on stderr, nothing written), 2 wrong usage.
+This module must not import torch, numpy or SimpleITK: ``--help`` has to answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+import fastsam3d
+from fastsam3d.cli.usage import UsageError
+from fastsam3d.errors import FastSAM3DError
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class Command(NamedTuple):
+    """One row of the command table: its word, where it lives, what it does."""
+
+    name: str
+    target: str
+    help: str
+
+
+COMMANDS: Final = (
+    Command("segment", "fastsam3d.cli.segment:segment", "Segment what you point at in a volume."),
+    Command("info", "fastsam3d.cli.info:info", "Show a volume's geometry and intensities."),
+    Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
+    Command("demo", "fastsam3d.cli.demo:demo", "Segment the brain MR that nilearn ships."),
+)
+
+
+def build_app() -> App:
+    """Build the command tree; no command's module is imported yet.
+
+    Returns:
+        The application, ready to be called with the command line's words.
+    """
+    app = App(
+        name="fastsam3d",
+        help="Click on a structure in a CT, MR or PET volume and get its mask in 3D.",
+        version=fastsam3d.__version__,
+        version_flags=["--version"],
+    )
+    for command in COMMANDS:
+        app.command(command.target, name=command.name, help=command.help)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after ``fastsam3d``; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 typed error, 2 wrong usage, 130 interrupted.
+    """
+    errors = Console(stderr=True)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        build_app()(
+            words,
+            exit_on_error=False,
+            error_console=errors,
+            result_action="return_value",
+        )
+    except CycloptsError:
+        return EXIT_USAGE  # cyclopts has already printed what was wrong
+    except UsageError as error:
+        print(f"Usage: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except FastSAM3DError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK

@@ -1,0 +1,203 @@
+"""``fastsam3d segment``: one volume, some prompts, one mask.
+
+Nothing is written before everything has succeeded: the picture is drawn before the mask goes to
+disk, and both files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from fastsam3d.cli.progress import show_progress
+from fastsam3d.cli.usage import PromptOptions, UsageError
+from fastsam3d.errors import VolumeWriteError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fastsam3d.cli.preview import Click
+    from fastsam3d.prompts import PromptSet
+    from fastsam3d.session import Prediction
+    from fastsam3d.volume import Volume
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@Parameter(name="*", group="Engine")
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which weights do the work, and where.
+
+    Attributes:
+        model: Name of a model (see `fastsam3d models list`) or path of a .safetensors file.
+        device: Where to compute; auto takes CUDA if there is any.
+    """
+
+    model: str = "hr_s"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What to write and print.
+
+    Attributes:
+        output: The mask file to write, on the grid of IMAGE (.nii, .nii.gz, .nrrd, .mha, .mhd).
+        preview: A picture (.png) to draw: three slices with the mask's outline.
+        json: Print the result as one JSON object on stdout.
+        force: Replace files that exist.
+    """
+
+    output: Annotated[Path, Parameter(name=["--output", "-o"])]
+    preview: Path | None = None
+    json: Flag = False
+    force: Flag = False
+
+    def check(self, image: Path) -> None:
+        """Refuse what could never be written, before any work is done.
+
+        Args:
+            image: The volume that is read; it is never overwritten.
+
+        Raises:
+            UsageError: The preview is not called .png.
+            VolumeWriteError: A file exists and may not be replaced, or its folder is missing.
+        """
+        if self.preview is not None and self.preview.suffix.lower() != ".png":
+            raise UsageError(f"--preview writes a .png file, got {str(self.preview)!r}.")
+        for path in (self.output, self.preview):
+            if path is None:
+                continue
+            if path.exists() and image.exists() and path.samefile(image):
+                raise VolumeWriteError(f"{path} is the image itself; choose another output name.")
+            if path.exists() and not self.force:
+                raise VolumeWriteError(f"{path} exists; choose another name or add --force.")
+            if not path.absolute().parent.is_dir():
+                raise VolumeWriteError(f"Folder {path.parent} does not exist; create it first.")
+
+
+def segment(
+    image: Path,
+    /,
+    *,
+    output: OutputOptions,
+    prompts: PromptOptions = PromptOptions(),  # noqa: B008 - frozen, hence safe to share
+    engine: EngineOptions = EngineOptions(),  # noqa: B008
+) -> None:
+    """Segment what you point at in a volume.
+
+    Args:
+        image: The volume: NIfTI, NRRD, MHA/MHD or a folder with one DICOM series.
+        output: What to write.
+        prompts: What the user points at.
+        engine: Which weights, where.
+    """
+    prompt_set = prompts.to_prompt_set()
+    output.check(image)
+    with show_progress("Loading the engine") as progress:
+        from fastsam3d.io import read_volume, write_mask
+        from fastsam3d.session import Session
+
+        progress(f"Reading {image.name}")
+        volume = read_volume(image)
+        progress(f"Loading model {engine.model}")
+        session = Session.from_pretrained(engine.model, device=engine.device)
+        session.set_volume(volume)
+        progress("Segmenting")
+        result = session.predict(prompt_set)
+        picture = None
+        if output.preview is not None:
+            progress("Drawing the preview")
+            picture = _draw(volume, result, prompt_set, title=image.name)
+        progress(f"Writing {output.output.name}")
+        write_mask(result.mask, output.output)
+        if picture is not None and output.preview is not None:
+            save_picture(picture, output.preview)
+    report = build_report(result, image=image, output=output, model=engine.model)
+    print(json.dumps(report) if output.json else describe(report))
+
+
+def build_report(
+    result: Prediction, *, image: Path, output: OutputOptions, model: str
+) -> dict[str, Any]:
+    """Collect what a program wants to know about one segmentation.
+
+    Args:
+        result: What the session answered.
+        image: The volume that was read.
+        output: Where the results went.
+        model: Name or path of the weights.
+
+    Returns:
+        A mapping that JSON can hold; lengths in mm, times in ms, volume in ml.
+    """
+    from fastsam3d.cli.preview import mask_volume_ml
+
+    return {
+        "image": str(image),
+        "mask": str(output.output),
+        "preview": None if output.preview is None else str(output.preview),
+        "model": model,
+        "voxels": int((result.mask.array > 0).sum()),
+        "volume_ml": round(mask_volume_ml(result.mask), 4),
+        "voxel_spacing_mm": [float(mm) for mm in result.mask.geometry.spacing],
+        "roi_spacing_mm": float(result.spacing_mm),
+        "predicted_quality": float(result.predicted_quality),
+        "encode_ms": float(result.encode_ms),
+        "click_ms": float(result.click_ms),
+        "warnings": list(result.warnings),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Put a report of `build_report` in a few lines for a person."""
+    lines = [
+        f"Mask: {report['mask']} ({report['volume_ml']:.4g} ml, {report['voxels']} voxels)",
+        f"Predicted quality {report['predicted_quality']:.2f} at {report['roi_spacing_mm']:g} mm; "
+        f"encode {report['encode_ms']:.0f} ms, click {report['click_ms']:.0f} ms "
+        f"({report['model']})",
+    ]
+    if report["preview"]:
+        lines.insert(1, f"Preview: {report['preview']}")
+    return "\n".join(lines + [f"Warning: {text}" for text in report["warnings"]])
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG that appears whole or not at all.
+
+    Args:
+        picture: What to write.
+        path: Where; an existing file is replaced.
+
+    Raises:
+        VolumeWriteError: The disk refused it.
+    """
+    handle, name = -1, ""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, suffix=".png")
+        with os.fdopen(handle, "wb") as stream:
+            picture.save(stream, format="PNG")
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        if name:
+            Path(name).unlink(missing_ok=True)
+        raise VolumeWriteError(f"Could not write {path}: {error.strerror}.") from error
+
+
+def _draw(volume: Volume, result: Prediction, prompt_set: PromptSet, *, title: str) -> Image.Image:
+    from fastsam3d.cli.preview import Click, render_preview
+
+    clicks: tuple[Click, ...] = tuple(
+        Click((point.i, point.j, point.k), positive=point.positive)
+        for point in prompt_set.to_voxel(volume.geometry).points
+    )
+    return render_preview(volume, result.mask, clicks=clicks, title=title)
