@@ -8,7 +8,7 @@ voxels keep their true shape. Only numpy and Pillow are used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,7 @@ def display_window(
     Returns:
         The black and the white intensity, black < white.
     """
-    sample = cast("Array", array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)])
+    sample = array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)]
     if modality == "CT" or (modality is None and np.percentile(sample, 5) <= -700):
         typical = float(np.median(array[inside])) if inside.any() else 40.0
         if typical < -400:
@@ -157,45 +157,25 @@ def display_window(
 
 def _arrange(volume: Volume, mask: Mask, clicks: tuple[Click, ...]) -> _Scene:
     """Reorder the axes towards RAS by the closest permutation; nothing is resampled."""
-    linear = volume.geometry.affine[:3, :3]
-    order = _closest_axes(linear)
-    flips = [axis for axis in range(3) if linear[axis, order[axis]] < 0]
-    shape = [volume.array.shape[axis] for axis in order]
-
-    def to_grid(voxel: tuple[float, float, float]) -> NDArray[np.float64]:
-        moved = np.array([voxel[axis] for axis in order], dtype=np.float64)
-        for axis in flips:
-            moved[axis] = shape[axis] - 1 - moved[axis]
-        return moved
-
-    inside = np.flip(np.transpose(mask.array > 0, order), flips)
-    moved = tuple(
-        Click(cast("tuple[float, float, float]", tuple(to_grid(click.voxel))), click.positive)
-        for click in clicks
-    )
+    reorder = volume.geometry.canonical_reorder()
+    inside = reorder.apply(mask.array > 0)
+    moved = tuple(Click(_triple(reorder.apply_points(c.voxel)), c.positive) for c in clicks)
     anchor = next((np.array(click.voxel) for click in moved if click.positive), None)
     if anchor is None:
         anchor = _mask_centre(inside)
-    limit = np.array(shape, dtype=np.float64) - 1
+    limit = np.array(inside.shape, dtype=np.float64) - 1
     return _Scene(
-        image=np.flip(np.transpose(volume.array, order), flips),
+        image=reorder.apply(volume.array),
         mask=inside,
-        spacing=np.linalg.norm(linear, axis=0)[list(order)],
+        spacing=np.array(volume.geometry.reorient(reorder).spacing),
         clicks=moved,
         centre=np.clip(np.rint(anchor), 0, limit),
     )
 
 
-def _closest_axes(linear: NDArray[np.float64]) -> tuple[int, int, int]:
-    """Return, for each of R, A, S, the voxel axis that runs along it most; each axis once."""
-    weights = np.abs(linear / np.linalg.norm(linear, axis=0))
-    order = [0, 0, 0]
-    for _ in range(3):
-        world, voxel = np.unravel_index(int(np.argmax(weights)), (3, 3))
-        order[int(world)] = int(voxel)
-        weights[world, :] = -1
-        weights[:, voxel] = -1
-    return order[0], order[1], order[2]
+def _triple(voxel: NDArray[np.float64]) -> tuple[float, float, float]:
+    i, j, k = voxel
+    return float(i), float(j), float(k)
 
 
 def _mask_centre(inside: NDArray[np.bool_]) -> NDArray[np.float64]:

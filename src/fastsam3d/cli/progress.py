@@ -1,13 +1,13 @@
 """A line on stderr that says what is being done, so that stdout stays clean for results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 
 @contextmanager
-def show_progress(first: str) -> Iterator[Callable[[str], None]]:
+def show_progress(first: str) -> Generator[Callable[[str], None], None, None]:
     """Show a spinner on stderr while the block runs; silent where stderr is no terminal.
 
     Args:

@@ -90,7 +90,7 @@ def segment(
     *,
     output: OutputOptions,
     prompts: PromptOptions = PromptOptions(),  # noqa: B008 - frozen, hence safe to share
-    engine: EngineOptions = EngineOptions(),  # noqa: B008
+    engine: EngineOptions = EngineOptions(),
 ) -> None:
     """Segment what you point at in a volume.
 
