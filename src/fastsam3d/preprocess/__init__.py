@@ -1,0 +1,1 @@
+"""From a volume to what a model sees, and back: resampling, normalisation, ROIs."""
