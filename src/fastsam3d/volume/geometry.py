@@ -143,7 +143,7 @@ class Geometry:
             message = f"Shape must be at least 1 voxel along each axis, got {self._shape}."
             raise GeometryError(message)
         self._affine = _checked_affine(affine)
-        self._inverse = _read_only(np.linalg.inv(self._affine))
+        self._inverse = _read_only(np.linalg.inv(self._affine).astype(np.float64, copy=False))
 
     @classmethod
     def from_itk(
@@ -219,9 +219,7 @@ class Geometry:
         reorder = self.canonical_reorder()
         inverse = reorder.inverse
         pairs = ("RL", "AP", "SI")
-        return "".join(
-            pairs[world][reorder.flips[world]] for world in inverse.permutation
-        )
+        return "".join(pairs[world][reorder.flips[world]] for world in inverse.permutation)
 
     @property
     def region(self) -> Region:

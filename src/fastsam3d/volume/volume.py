@@ -46,7 +46,7 @@ class Volume:
         VolumeReadError: The array is not of real numbers, or has NaN or infinite voxels.
     """
 
-    array: NDArray[Any]
+    array: NDArray[Any] = field(repr=False)
     geometry: Geometry
     modality: Modality | None = None
     source: SourceHeader | None = field(default=None, repr=False)
@@ -92,7 +92,7 @@ class Mask:
         VolumeReadError: A value is not a whole number of 0 to 65535.
     """
 
-    array: NDArray[Any]
+    array: NDArray[Any] = field(repr=False)
     geometry: Geometry
     source: SourceHeader | None = field(default=None, repr=False)
 

@@ -1,0 +1,150 @@
+"""NRRD and MetaImage files through SimpleITK, checked before any pixel is read.
+
+The only module (with `dicom`) that knows SimpleITK: its images are LPS and its numpy arrays
+k, j, i; both end here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import SimpleITK
+
+from fastsam3d.errors import VolumeReadError, VolumeWriteError
+from fastsam3d.io.streams import check_announced
+from fastsam3d.volume import Geometry, SourceHeader, Volume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+sitk: Any = SimpleITK  # Its annotations are not checkable.
+
+_READERS: Final = {"nrrd": "NrrdImageIO", "meta": "MetaImageIO"}
+_HEADER_BYTES: Final = 64 * 1024
+_DATA_FILE: Final = re.compile(
+    rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*([^\r\n]*)", re.MULTILINE | re.I
+)
+
+
+def read_itk(path: Path, kind: Literal["nrrd", "meta"]) -> Volume:
+    """Read one 3-D NRRD or MetaImage file, with its detached data file if it has one.
+
+    Args:
+        path: The file, or the header (.nhdr, .mhd) of a pair.
+        kind: Format, found by content.
+
+    Returns:
+        The volume in the file's voxel order and dtype.
+
+    Raises:
+        VolumeReadError: Not one scalar 3-D volume, damaged, truncated, too large or not finite.
+        GeometryError: The geometry is singular, NaN or has bad voxel sizes.
+    """
+    data_path = _data_path(path)
+    try:
+        reader: Any = sitk.ImageFileReader()
+        reader.SetImageIO(_READERS[kind])
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        grid = _checked_grid(reader, path.stat().st_size + data_path.stat().st_size)
+        geometry = Geometry.from_itk(*grid)
+        image: Any = reader.Execute()
+    except RuntimeError as error:
+        message = f"Data is damaged or truncated ({_reason(error)}); copy or export it again."
+        raise VolumeReadError(message) from error
+    array: NDArray[Any] = sitk.GetArrayFromImage(image).T
+    _, spacing, origin, direction = grid
+    source = SourceHeader("itk", (*spacing, *origin, *direction))
+    return Volume(array.reshape(geometry.shape), geometry, source=source)
+
+
+def write_itk(
+    path: Path, array: NDArray[Any], geometry: Geometry, source: SourceHeader | None
+) -> None:
+    """Write one compressed NRRD or MetaImage file (and its data file for .nhdr and .mhd).
+
+    Args:
+        path: File to write; the suffix gives the format.
+        array: Data of shape (I, J, K).
+        geometry: Grid of the data.
+        source: When it is ITK's own description of `geometry`, its numbers are kept.
+
+    Raises:
+        VolumeWriteError: SimpleITK could not write.
+    """
+    _, spacing, origin, direction = geometry.to_itk()
+    if source is not None and isinstance(source.payload, tuple):
+        kept = source.payload
+        if Geometry.from_itk(geometry.shape, kept[:3], kept[3:6], kept[6:]) == geometry:
+            spacing, origin, direction = kept[:3], kept[3:6], kept[6:]
+    try:
+        image: Any = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+        image.SetSpacing(spacing)
+        image.SetOrigin(origin)
+        image.SetDirection(direction)
+        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+    except RuntimeError as error:
+        message = f"SimpleITK could not write the file ({_reason(error)}); check disk and name."
+        raise VolumeWriteError(message) from error
+
+
+def _data_path(path: Path) -> Path:
+    """Return the file that holds the voxels; refuse one outside of the header's folder."""
+    with path.open("rb") as stream:
+        found = _DATA_FILE.search(stream.read(_HEADER_BYTES).split(b"\n\n")[0])
+    name = found[1].decode("utf-8", "replace").strip() if found else "LOCAL"
+    if name.upper() == "LOCAL":
+        return path
+    data_path = path.parent / name
+    if name.upper().startswith("LIST") or "%" in name or data_path.parent != path.parent:
+        message = (
+            f"Voxels must lie in one file beside the header, got {name!r}; "
+            "convert the volume to a single .nrrd or .mha file."
+        )
+        raise VolumeReadError(message)
+    if not data_path.is_file():
+        message = f"Data file {name!r} named by the header is missing; put it beside the header."
+        raise VolumeReadError(message)
+    return data_path
+
+
+def _checked_grid(
+    reader: Any, file_bytes: int
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return size, spacing, origin and direction in 3-D after checking all that they imply."""
+    size = [int(value) for value in reader.GetSize()]
+    pixel = str(sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    components = int(reader.GetNumberOfComponents())
+    if components != 1 or "complex" in pixel:
+        message = f"Voxels must be one real number each, got {components} x {pixel}; split it."
+        raise VolumeReadError(message)
+    if len(size) < 2 or min(size) < 1 or any(n > 1 for n in size[3:]):
+        message = f"Volume must be 3-D and not empty, got shape {tuple(size)}; select one volume."
+        raise VolumeReadError(message)
+    num_bits = int("".join(c for c in pixel.partition("-")[0] if c.isdigit()) or 64)
+    check_announced(math.prod(size) * num_bits // 8, file_bytes, is_compressed=True)
+    num_axes, num_kept = len(size), min(len(size), 3)
+    spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
+    spacing[:num_kept] = reader.GetSpacing()[:3]
+    origin[:num_kept] = reader.GetOrigin()[:3]
+    axes = np.asarray(reader.GetDirection(), dtype=np.float64).reshape(num_axes, num_axes)
+    direction[:num_kept, :num_kept] = axes[:3, :3]
+    return (
+        (*size, 1)[:3],
+        tuple(spacing.tolist()),
+        tuple(origin.tolist()),
+        tuple(direction.ravel().tolist()),
+    )
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the last line of ITK's report, which says what happened; paths are left out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # MetaImage's "Reason" is the C library's last error, often "Success".
+    told = [line for line in lines if not line.startswith("Reason:")]
+    return told[-1].rpartition(": ")[2] if told else "no reason given"

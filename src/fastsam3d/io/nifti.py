@@ -1,0 +1,101 @@
+"""NIfTI files, in and out: header checks first, then exactly the announced bytes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+
+from fastsam3d.errors import VolumeReadError
+from fastsam3d.io.nifti_header import DTYPE_NAMES, byte_order, make_header, read_header
+from fastsam3d.io.streams import check_announced, fill, gzip_writer, is_gzip, open_inflated
+from fastsam3d.volume import SourceHeader, Volume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from fastsam3d.volume import Geometry
+
+MAX_TRAILING_BYTES: Final = 4096
+"""Some writers pad a file to a block; more data than this means that the header is wrong."""
+WRITABLE_DTYPES: Final = frozenset(np.dtype(name) for name in DTYPE_NAMES.values())
+_SKIP_BYTES: Final = 2**20
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read one 3-D NIfTI file.
+
+    Args:
+        path: File of NIfTI-1 or -2, plain or gzip, in either byte order.
+
+    Returns:
+        The volume in the file's voxel order and dtype (float32 where the header scales the
+        values), with the header in `source`.
+
+    Raises:
+        VolumeReadError: Not one scalar 3-D volume, damaged, truncated, too large or not finite.
+        GeometryError: The header's geometry is singular, NaN or has bad voxel sizes.
+    """
+    with open_inflated(path) as stream:
+        header = read_header(stream)
+        num_bytes = math.prod(header.geometry.shape) * header.dtype.itemsize
+        check_announced(num_bytes, path.stat().st_size, is_compressed=is_gzip(path))
+        _skip(stream, header.offset - len(header.raw))
+        data = fill(stream, np.empty(num_bytes, dtype=np.uint8).data)
+        if len(data) < num_bytes:
+            message = (
+                f"File is truncated, got {len(data)} of the {num_bytes} bytes of voxels that its "
+                "header announces; copy or download it again."
+            )
+            raise VolumeReadError(message)
+        _check_end(stream, num_bytes)
+    array = np.frombuffer(data, dtype=header.dtype).reshape(header.geometry.shape, order="F")
+    array = array.astype(header.dtype.newbyteorder("="), copy=False)
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        # An overflow gives infinity, which Volume refuses with a sentence.
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = array.astype(np.float32) * np.float32(header.slope)
+            array += np.float32(header.intercept)
+    return Volume(array, header.geometry, source=SourceHeader("nifti", header.raw))
+
+
+def write_nifti(
+    path: Path, array: NDArray[Any], geometry: Geometry, source: SourceHeader | None
+) -> None:
+    """Write one NIfTI file; gzip when its name ends with ".gz".
+
+    Args:
+        path: File to write.
+        array: Data of shape (I, J, K), of a dtype in `WRITABLE_DTYPES`.
+        geometry: Grid of the data.
+        source: Header to keep, see `nifti_header.make_header`.
+    """
+    header = make_header(geometry, array.dtype, source)
+    stored = array.astype(array.dtype.newbyteorder(byte_order(header)), copy=False)
+    payload = np.ascontiguousarray(stored.T).reshape(-1).view(np.uint8).data
+    with path.open("wb") as raw:
+        if path.suffix == ".gz":
+            with gzip_writer(raw) as stream:
+                stream.write(header)
+                stream.write(payload)
+        else:
+            raw.write(header)
+            raw.write(payload)
+
+
+def _skip(stream: BinaryIO, num_bytes: int) -> None:
+    while num_bytes > 0 and (count := len(fill(stream, bytearray(min(num_bytes, _SKIP_BYTES))))):
+        num_bytes -= count
+
+
+def _check_end(stream: BinaryIO, num_bytes: int) -> None:
+    """Read on to the end, which also makes gzip check its CRC; refuse hidden data."""
+    if len(fill(stream, bytearray(MAX_TRAILING_BYTES + 1))) > MAX_TRAILING_BYTES:
+        message = (
+            f"File holds more than the {num_bytes} bytes of voxels that its header announces; "
+            "the header is wrong, export the volume again."
+        )
+        raise VolumeReadError(message)
