@@ -1,14 +1,15 @@
 """``fastsam3d segment``: one volume, some prompts, one mask.
 
-Nothing is written before everything has succeeded: the picture is drawn before the mask goes to
-disk, and both files appear whole or not at all.
+Nothing is written before everything has succeeded: the picture waits under another name until the
+mask is on disk, and both files appear whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,19 +70,25 @@ class OutputOptions:
 
         Raises:
             UsageError: The preview is not called .png.
-            VolumeWriteError: A file exists and may not be replaced, or its folder is missing.
+            VolumeWriteError: A file exists and may not be replaced, its folder is missing, or no
+                mask format has such a name.
         """
+        from fastsam3d.io import check_target
+
+        check_target(self.output)
         if self.preview is not None and self.preview.suffix.lower() != ".png":
             raise UsageError(f"--preview writes a .png file, got {str(self.preview)!r}.")
+        if self.preview is not None and not self.preview.parent.is_dir():
+            raise VolumeWriteError(
+                f"Folder {self.preview.parent} does not exist; create it for the preview."
+            )
         for path in (self.output, self.preview):
-            if path is None:
+            if path is None or not path.exists():
                 continue
-            if path.exists() and image.exists() and path.samefile(image):
+            if image.exists() and path.samefile(image):
                 raise VolumeWriteError(f"{path} is the image itself; choose another output name.")
-            if path.exists() and not self.force:
+            if not self.force:
                 raise VolumeWriteError(f"{path} exists; choose another name or add --force.")
-            if not path.absolute().parent.is_dir():
-                raise VolumeWriteError(f"Folder {path.parent} does not exist; create it first.")
 
 
 def segment(
@@ -113,14 +120,12 @@ def segment(
         session.set_volume(volume)
         progress("Segmenting")
         result = session.predict(prompt_set)
-        picture = None
-        if output.preview is not None:
-            progress("Drawing the preview")
-            picture = _draw(volume, result, prompt_set, title=image.name)
-        progress(f"Writing {output.output.name}")
-        write_mask(result.mask, output.output)
-        if picture is not None and output.preview is not None:
-            save_picture(picture, output.preview)
+        progress("Writing the results")
+        with ExitStack() as staged:
+            if output.preview is not None:
+                picture = _draw(volume, result, prompt_set, title=image.name)
+                staged.enter_context(stage_picture(picture, output.preview))
+            write_mask(result.mask, output.output)
     report = build_report(result, image=image, output=output, model=engine.model)
     print(json.dumps(report) if output.json else describe(report))
 
@@ -170,26 +175,28 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines + [f"Warning: {text}" for text in report["warnings"]])
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG that appears whole or not at all.
+@contextmanager
+def stage_picture(picture: Image.Image, path: Path) -> Generator[None, None, None]:
+    """Write a PNG under another name, and give it its own when the block has succeeded.
 
     Args:
         picture: What to write.
         path: Where; an existing file is replaced.
 
+    Yields:
+        Nothing; the picture is on disk but not yet under its name.
+
     Raises:
-        VolumeWriteError: The disk refused it.
+        VolumeWriteError: The system refused it; nothing is left.
     """
-    handle, name = -1, ""
+    # A folder beside the target: same file system, hence the last step is one rename.
     try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, suffix=".png")
-        with os.fdopen(handle, "wb") as stream:
-            picture.save(stream, format="PNG")
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        with tempfile.TemporaryDirectory(prefix=".fastsam3d-", dir=path.parent) as scratch:
+            staged = Path(scratch, path.name)
+            picture.save(staged, format="PNG")
+            yield
+            staged.replace(path)
     except OSError as error:
-        if name:
-            Path(name).unlink(missing_ok=True)
         raise VolumeWriteError(f"Could not write {path}: {error.strerror}.") from error
 
 
