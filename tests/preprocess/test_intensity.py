@@ -37,9 +37,7 @@ def test_percentile_zscore_does_not_see_padding():
     image, valid = random_rois()
     valid[:, :, :8] = False
     padded = torch.where(valid, image, 1e6)
-    assert torch.equal(
-        roi_percentile_zscore(image, valid), roi_percentile_zscore(padded, valid)
-    )
+    assert torch.equal(roi_percentile_zscore(image, valid), roi_percentile_zscore(padded, valid))
 
 
 def test_percentile_zscore_ignores_scale_and_offset_of_the_scanner():

@@ -105,9 +105,7 @@ def roi_to_voxel(points: ArrayLike, geometry: Geometry, roi: Roi) -> NDArray[np.
 def roi_region(geometry: Geometry, roi: Roi) -> Region:
     """Return the voxels of the volume as stored whose centres lie in the ROI."""
     reorder = geometry.canonical_reorder()
-    ranges = [
-        _voxels_between(-0.5, roi.size - 0.5, axis, geometry, roi) for axis in range(3)
-    ]
+    ranges = [_voxels_between(-0.5, roi.size - 0.5, axis, geometry, roi) for axis in range(3)]
     return reorder.invert_region(_region(ranges))
 
 
@@ -117,7 +115,8 @@ def cut_roi(
     """Resample the ROI out of a volume.
 
     Each axis is interpolated linearly; where an ROI voxel is wider than 1.5 voxels of the volume,
-    it averages the interpolated volume over itself. Padding outside of the scan repeats the scan's outermost voxels.
+    the interpolated volume is averaged over it. Padding outside of the scan repeats the scan's
+    outermost voxels.
 
     Args:
         volume_IJK: Finite intensities of any real type and memory order, axes as stored.
@@ -145,7 +144,7 @@ def cut_roi(
         stored[source] = taps[axis].mirrored(length) if reorder.flips[axis] else taps[axis]
     tensor, stored = _as_tensor(volume_IJK, stored)
     image = apply_taps(tensor, stored).permute(reorder.permutation).contiguous()
-    inside = [torch.from_numpy(axis_taps.inside).to(image.device) for axis_taps in taps]
+    inside = [torch.as_tensor(axis_taps.inside).to(image.device) for axis_taps in taps]
     valid = inside[0][:, None, None] & inside[1][:, None] & inside[2]
     return image[None, None], valid[None, None]
 
@@ -173,11 +172,11 @@ def paste_logits(
     ranges: list[tuple[int, int]] = []
     for axis in range(3):
         others = [a for a in range(3) if a != axis]
-        hits = is_mask.sum(others).nonzero().flatten().tolist()
-        if not hits:
+        hits = np.flatnonzero(is_mask.sum(others).cpu().numpy())
+        if not hits.size:
             return Region((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), np.uint8)
         # Interpolation reaches one ROI voxel beyond the outermost foreground, no further.
-        low, high = max(hits[0] - 1, -0.5), min(hits[-1] + 1, roi.size - 0.5)
+        low, high = max(float(hits[0]) - 1, -0.5), min(float(hits[-1]) + 1, roi.size - 0.5)
         start, stop = _voxels_between(low, high, axis, geometry, roi)
         ranges.append((start, stop))
         taps.append(linear_taps(_roi_positions(range(start, stop), axis, geometry, roi), roi.size))
@@ -189,13 +188,11 @@ def paste_logits(
     stored = [taps[axis] for axis in inverse.permutation]
     logits = logits_IJK.detach().to("cpu", torch.float32).permute(inverse.permutation)
     mask = _interpolate_and_threshold(logits, stored)
-    flipped = [axis for axis in range(3) if inverse.flips[axis]]
+    flipped = tuple(axis for axis in range(3) if inverse.flips[axis])
     return region, np.flip(mask, flipped)
 
 
-def resample_logits(
-    logits_SSS: Tensor, geometry: Geometry, source: Roi, target: Roi
-) -> Tensor:
+def resample_logits(logits_SSS: Tensor, geometry: Geometry, source: Roi, target: Roi) -> Tensor:
     """Carry logits over from one ROI to another, as a mask prompt.
 
     Args:
@@ -220,7 +217,7 @@ def resample_logits(
         position = (target_mm + shift[axis]) / source.spacing_mm + source.size // 2
         taps.append(resampling_taps((position + 0.5) / source_step - 0.5, ratio, size))
     result = apply_taps_axiswise(logits_SSS, taps)
-    inside = [torch.from_numpy(axis_taps.inside).to(result.device) for axis_taps in taps]
+    inside = [torch.as_tensor(axis_taps.inside).to(result.device) for axis_taps in taps]
     is_known = inside[0][:, None, None] & inside[1][:, None] & inside[2]
     return torch.where(is_known, result, -MASK_PROMPT_LOGIT)
 
@@ -247,13 +244,13 @@ def mask_to_logits(mask_IJK: NDArray[Any], geometry: Geometry, roi: Roi, *, size
 
 
 def _cube_centres(size: int, step: float) -> NDArray[np.float64]:
-    return (np.arange(size) + 0.5) * step - 0.5
+    return (np.arange(size, dtype=np.float64) + 0.5) * step - 0.5
 
 
 def _cutting_taps(geometry: Geometry, roi: Roi) -> list[AxisTaps]:
     """Return the operators from the canonical volume to the ROI."""
     shape = geometry.canonical_reorder().reordered_shape
-    offsets = np.arange(roi.size) - roi.size // 2
+    offsets = np.arange(roi.size, dtype=np.float64) - roi.size // 2
     taps: list[AxisTaps] = []
     for centre, spacing, length in zip(
         roi.centre_voxel, canonical_spacing(geometry), shape, strict=True
@@ -275,9 +272,7 @@ def _voxels_between(
     return max(0, math.ceil(start)), min(length, math.floor(stop) + 1)
 
 
-def _roi_positions(
-    voxels: range, axis: int, geometry: Geometry, roi: Roi
-) -> NDArray[np.float64]:
+def _roi_positions(voxels: range, axis: int, geometry: Geometry, roi: Roi) -> NDArray[np.float64]:
     scale = canonical_spacing(geometry)[axis] / roi.spacing_mm
     return (np.asarray(voxels, np.float64) - roi.centre_voxel[axis]) * scale + roi.size // 2
 
@@ -299,12 +294,10 @@ def _as_tensor(
     if not box.flags.writeable or min(box.strides) < 0:
         box = box.copy(order="K")
     local = [t.shifted(-low) for t, (low, _) in zip(taps, spans, strict=True)]
-    return torch.from_numpy(box), local
+    return torch.as_tensor(box), local
 
 
-def _interpolate_and_threshold(
-    logits_IJK: Tensor, taps: Sequence[AxisTaps]
-) -> NDArray[np.uint8]:
+def _interpolate_and_threshold(logits_IJK: Tensor, taps: Sequence[AxisTaps]) -> NDArray[np.uint8]:
     first, second, third = taps
     spans = [axis_taps.span for axis_taps in taps]
     box = logits_IJK[tuple(slice(low, high) for low, high in spans)]
@@ -323,6 +316,6 @@ def _interpolate_and_threshold(
 
 def _interpolate_second_axis(rows: Tensor, taps: AxisTaps) -> Tensor:
     """Interpolate linearly along axis 1 of (I, J, K)."""
-    low = rows.index_select(1, torch.from_numpy(taps.index[:, 0]))
-    high = rows.index_select(1, torch.from_numpy(taps.index[:, 1]))
-    return torch.lerp(low, high, torch.from_numpy(taps.weights[:, 1, None]))
+    low = rows.index_select(1, torch.as_tensor(taps.index[:, 0]))
+    high = rows.index_select(1, torch.as_tensor(taps.index[:, 1]))
+    return torch.lerp(low, high, torch.as_tensor(taps.weights[:, 1, None]))
