@@ -11,12 +11,13 @@ import logging
 import math
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pydicom
 import SimpleITK
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 
 from fastsam3d.errors import VolumeReadError
 from fastsam3d.io.streams import check_announced
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     Float64Array = NDArray[np.float64]
 
-sitk: Any = SimpleITK  # Its annotations are not checkable.
+# Annotations of both are not checkable.
+sitk: Any = SimpleITK
+dicom: Any = pydicom
 logger = logging.getLogger(__name__)
 
 MAX_FILES: Final = 20_000
@@ -113,17 +116,15 @@ def _read_headers(folder: Path) -> list[tuple[Path, Any]]:
 def _read_one_header(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
-            meta: Any = pydicom.filereader.read_file_meta_info(stream)
+            meta: Any = read_file_meta_info(stream)
             # Reading a deflated file inflates all of it, without a bound.
             if str(meta.get("TransferSyntaxUID", "")) == DEFLATED_SYNTAX:
-                message = (
-                    f"{path.name!r} is deflated DICOM, which can hide any size; decompress it."
-                )
+                message = f"{path.name!r} is deflated DICOM of unknown size; decompress it first."
                 raise VolumeReadError(message)
-        return pydicom.dcmread(
+        return dicom.dcmread(
             path,
             stop_before_pixels=True,
-            specific_tags=cast("Any", _TAGS),
+            specific_tags=_TAGS,
             defer_size=MAX_HEADER_VALUE_BYTES,
         )
     except InvalidDicomError:
@@ -176,8 +177,8 @@ def _checked_slice(path: Path, dataset: Any) -> _Slice:
         )
     except _UNREADABLE as error:
         message = (
-            f"Slice {uid} lacks a usable geometry ({error}); "
-            "ImagePositionPatient, ImageOrientationPatient, PixelSpacing, Rows and Columns are needed."
+            f"Slice {uid} lacks a usable geometry ({error}); position, orientation, PixelSpacing, "
+            "Rows and Columns are needed, export the series again."
         )
         raise VolumeReadError(message) from error
     _check_numbers(item)
@@ -296,10 +297,11 @@ def _check_line(slices: Sequence[_Slice], step: Float64Array) -> None:
 
 
 def _read_pixels(slices: Sequence[_Slice]) -> NDArray[Any]:
+    num_voxels = math.prod(slices[0].size) * len(slices)
+    check_announced(num_voxels * 4, num_voxels * 4, is_compressed=False)
     planes = [_read_plane(item) for item in slices]
+    # Slices may differ in type: one with slope 1 is integer, one with slope 0.7 is not.
     dtype = np.result_type(*(plane.dtype for plane in planes))
-    # GDCM rescales to float64; twice the memory of the values' own precision.
-    dtype = np.dtype(np.float32) if dtype.kind == "f" else dtype
     array = np.empty((*slices[0].size, len(slices)), dtype=dtype, order="F")
     for index, plane in enumerate(planes):
         array[:, :, index] = plane
@@ -317,4 +319,5 @@ def _read_plane(item: _Slice) -> NDArray[Any]:
     if plane.shape != (*item.size, 1):
         message = f"Slice {item.uid} must have shape {item.size}, got {plane.shape} decoded."
         raise VolumeReadError(message)
-    return plane[:, :, 0]
+    # GDCM rescales to float64: twice the memory that the values' own precision needs.
+    return plane[:, :, 0].astype(np.float32 if plane.dtype.kind == "f" else plane.dtype)
