@@ -99,6 +99,22 @@ class ModelConfig:
                 f"{self.patch_size}; change one of them."
             )
             raise ConfigError(msg)
+        if self.family == "sam_med3d":
+            self._check_official_limits()
+
+    def _check_official_limits(self) -> None:
+        # Three thirds of position encoding, and eight heads on half the width, must come out even.
+        if self.out_dim % 48:
+            msg = (
+                f"out_dim must be a multiple of 48, got {self.out_dim}; choose 48, 96, ... or 384."
+            )
+            raise ConfigError(msg)
+        if 0 < self.patch.window_size < self.grid_size:
+            msg = (
+                f"window_size must be 0 or at least the {self.grid_size} tokens per axis, "
+                f"got {self.patch.window_size}; windows that split the grid are not supported."
+            )
+            raise ConfigError(msg)
 
     @property
     def grid_size(self) -> int:
@@ -108,7 +124,7 @@ class ModelConfig:
     @property
     def logits_size(self) -> int:
         """Side of the cube of mask logits that the decoder returns, and takes as mask prompt."""
-        return self.image_size if self.family == "hr" else self.image_size // 4
+        return self.image_size if self.family == "hr" else 4 * self.grid_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-compatible data (tuples become lists)."""
@@ -135,7 +151,9 @@ def _build(kind: type[_T], data: dict[str, Any]) -> _T:
     if unknown:
         msg = f"{kind.__name__} has no field {unknown[0]!r}; known fields are {sorted(known)}."
         raise ConfigError(msg)
-    frozen = {key: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for key, v in data.items()}
+    frozen = {
+        key: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for key, v in data.items()
+    }
     try:
         return kind(**frozen)
     except TypeError as error:

@@ -1,0 +1,109 @@
+"""Relative-position bias of the official encoder, quirk included.
+
+The official code adds three per-axis terms to the attention logits, but a wrong broadcast places
+two of them on other axes than meant. With query ``(i, j, k)``, key ``(a, b, c)`` and tables R::
+
+    bias = q[i,j,k].R_i[i-c]  +  q[i,j,a].R_j[j-c]  +  q[i,j,b].R_k[b-c]
+
+so every term is looked up at the key's last axis, and the second and third are read from *other
+queries* (those whose last index equals a or b). All released weights were trained with it.
+
+Shape legend: B batch, H heads, I J K query axes (N tokens each), A key axis, D head dim.
+
+Source: SAM-Med3D (uni-medical, commit f3de1fa, Apache-2.0), `add_decomposed_rel_pos`; facts only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RelativeTables(NamedTuple):
+    """Learned tables of the three axes, each (2 * extent - 1, D) for windows of `extent` tokens."""
+
+    along_i: Tensor
+    along_j: Tensor
+    along_k: Tensor
+
+
+class BiasTerms(NamedTuple):
+    """The three terms per query, each (B, H, I, J, K, A) with A the key's last axis."""
+
+    own: Tensor
+    by_key_i: Tensor
+    by_key_j: Tensor
+
+    def broadcast(self) -> Tensor:
+        """Sum the terms over all keys: (B, H, I, J, K, A, A, A), K and A of equal extent."""
+        return (
+            self.own[..., :, None, None, :]
+            + self.by_key_i[..., None, :, None, :]
+            + self.by_key_j[..., None, None, :, :]
+        )
+
+
+def table_rows(table_LD: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """Look up the table at ``query - key`` for all pairs: (num_queries, num_keys, D)."""
+    extent = (table_LD.shape[0] + 1) // 2
+    device = table_LD.device
+    offsets = torch.arange(num_queries, device=device)[:, None] - torch.arange(
+        num_keys, device=device
+    )
+    return table_LD[offsets + extent - 1]
+
+
+def bias_terms(q_BHIJKD: Tensor, tables: RelativeTables, num_keys: int) -> BiasTerms:
+    """Compute the three bias terms of the given queries.
+
+    Args:
+        q_BHIJKD: Unscaled queries of a cube of tokens that starts at the window's origin.
+        tables: Relative-position tables of the window.
+        num_keys: Key positions per axis to cover, at most the window's extent.
+
+    Returns:
+        Terms of shape (B, H, I, J, K, num_keys).
+    """
+    size = q_BHIJKD.shape[-2]
+    rows_i, rows_j, rows_k = (table_rows(table, size, num_keys) for table in tables)
+    return BiasTerms(
+        torch.einsum("bhijkd,iad->bhijka", q_BHIJKD, rows_i),
+        torch.einsum("bhijkd,jad->bhijka", q_BHIJKD, rows_j),
+        torch.einsum("bhijkd,kad->bhijka", q_BHIJKD, rows_k),
+    )
+
+
+def padding_bias(terms: BiasTerms, q_bias_HD: Tensor, tables: RelativeTables) -> Tensor:
+    """Return the log-sum-exp of the bias over all padding keys of the window, per real query.
+
+    A padding token is a zero vector after the norm, so its query, key and value equal the biases
+    of the projection, and all padding keys share one value: together they act as one virtual key
+    whose logit is the common ``q . b_k`` plus this number. The sum over two key axes factorises
+    for each position of the third, so it needs no (window)^3 tensor; it is split into products of
+    positive parts (never a difference), hence it is exact to rounding.
+
+    Args:
+        terms: Terms of the N^3 real queries over the whole window, (B, H, N, N, N, E).
+        q_bias_HD: Query part of the projection bias, per head.
+        tables: Relative-position tables of the window, extent E > N.
+
+    Returns:
+        Log-sum-exp, (B, H, N, N, N).
+    """
+    size, extent = terms.own.shape[-2:]
+    # Padding queries along the last axis carry b_q: by_key_i then depends on j alone,
+    # by_key_j on the padded position itself.
+    rows_j = table_rows(tables.along_j, size, extent)
+    rows_k = table_rows(tables.along_k, extent, extent)[size:]
+    pad_a_HJA = torch.einsum("hd,jad->hja", q_bias_HD, rows_j) + math.log(extent - size)
+    pad_b_HA = torch.einsum("hd,kad->hka", q_bias_HD, rows_k).logsumexp(dim=1)
+    pad_a, pad_b = pad_a_HJA[:, None], pad_b_HA[:, None, None]
+    real_a, real_b = terms.by_key_i.logsumexp(dim=-2), terms.by_key_j.logsumexp(dim=-2)
+    all_a, all_b = torch.logaddexp(real_a, pad_a), torch.logaddexp(real_b, pad_b)
+    inside = torch.logaddexp(pad_a + all_b, real_a + pad_b)[..., :size]
+    outside = (all_a + all_b)[..., size:]
+    per_key_k = torch.cat([inside, outside], dim=-1)
+    return (terms.own + per_key_k[..., None, :]).logsumexp(dim=-1)

@@ -1,0 +1,98 @@
+"""Self-attention of the official encoder on a cube of tokens, as two equal paths.
+
+``reference`` is the readable original: the token grid is padded with zeros to the window and all
+padded tokens attend. ``fast`` computes the same numbers for the real tokens alone: all padding
+keys collapse into one virtual key. With windows of 14 on a grid of 8 that is 512 queries and 513
+keys in place of 2744 and 2744.
+
+Shape legend: B batch, C channels, I J K grid axes, H heads, T tokens, D head dim.
+
+Source: SAM-Med3D (uni-medical, commit f3de1fa, Apache-2.0), `Attention` and `window_partition3D`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsam3d.model.config import AttentionPath
+from fastsam3d.model.relpos import RelativeTables, bias_terms, padding_bias
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention over one window that holds the whole token grid.
+
+    Attributes:
+        path: ``fast`` or ``reference``; both take the same weights and agree to rounding.
+        num_heads: Attention heads.
+        extent: Side of the window in tokens; larger than the grid means zero padding.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, extent: int, path: AttentionPath) -> None:
+        super().__init__()
+        self.path = path
+        self.num_heads = num_heads
+        self.extent = extent
+        head_dim = dim // num_heads
+        self.rel_pos_d = nn.Parameter(torch.zeros(2 * extent - 1, head_dim))
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * extent - 1, head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * extent - 1, head_dim))
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+
+    @property
+    def tables(self) -> RelativeTables:
+        """The three relative-position tables."""
+        return RelativeTables(self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+
+    def forward(self, x_BIJKC: Tensor) -> Tensor:
+        """Mix the tokens of a cubic grid of side at most `extent`; same shape."""
+        if self.path == "reference":
+            return self.proj(self._attend_padded(x_BIJKC))
+        return self.proj(self._attend_exact(x_BIJKC))
+
+    def _project(self, x_BIJKC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, num_tokens = x_BIJKC.shape[0], x_BIJKC.shape[1:4].numel()
+        qkv = self.qkv(x_BIJKC).view(batch, num_tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _attend_padded(self, x_BIJKC: Tensor) -> Tensor:
+        size = x_BIJKC.shape[1]
+        after = self.extent - size
+        padded = F.pad(x_BIJKC, (0, 0, 0, after, 0, after, 0, after))
+        q, k, v = self._project(padded)
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        bias = bias_terms(_to_cube(q, self.extent), self.tables, self.extent).broadcast()
+        weights = (logits + bias.reshape(logits.shape)).softmax(dim=-1)
+        mixed = _join_heads(weights @ v).view(padded.shape)
+        return mixed[:, :size, :size, :size]
+
+    def _attend_exact(self, x_BIJKC: Tensor) -> Tensor:
+        size = x_BIJKC.shape[1]
+        q, k, v = self._project(x_BIJKC)
+        terms = bias_terms(_to_cube(q, size), self.tables, self.extent)
+        real = type(terms)(*(term[..., :size] for term in terms)).broadcast()
+        bias = real.reshape(*q.shape[:3], size**3)
+        if self.extent > size:
+            q_bias, k_bias, v_bias = self.qkv.bias.view(3, self.num_heads, -1)
+            virtual = padding_bias(terms, q_bias, self.tables).view(*q.shape[:3], 1)
+            bias = torch.cat([bias, virtual], dim=-1)
+            k = _append_token(k, k_bias)
+            v = _append_token(v, v_bias)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return _join_heads(mixed).view(x_BIJKC.shape)
+
+
+def _to_cube(q_BHTD: Tensor, size: int) -> Tensor:
+    return q_BHTD.reshape(*q_BHTD.shape[:2], size, size, size, q_BHTD.shape[-1])
+
+
+def _join_heads(x_BHTD: Tensor) -> Tensor:
+    return x_BHTD.transpose(1, 2).flatten(2)
+
+
+def _append_token(x_BHTD: Tensor, token_HD: Tensor) -> Tensor:
+    batch = x_BHTD.shape[0]
+    return torch.cat([x_BHTD, token_HD[:, None].expand(batch, -1, 1, -1)], dim=2)
