@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pydicom
+import pydicom.filereader
 import SimpleITK
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 
 from fastsam3d.errors import VolumeReadError
 from fastsam3d.io.streams import check_announced
@@ -115,12 +114,11 @@ def _read_headers(folder: Path) -> list[tuple[Path, Any]]:
 
 def _read_one_header(path: Path) -> Any:
     try:
-        with path.open("rb") as stream:
-            meta: Any = read_file_meta_info(stream)
-            # Reading a deflated file inflates all of it, without a bound.
-            if str(meta.get("TransferSyntaxUID", "")) == DEFLATED_SYNTAX:
-                message = f"{path.name!r} is deflated DICOM of unknown size; decompress it first."
-                raise VolumeReadError(message)
+        meta: Any = dicom.filereader.read_file_meta_info(path)
+        # Reading a deflated file inflates all of it, without a bound.
+        if str(meta.get("TransferSyntaxUID", "")) == DEFLATED_SYNTAX:
+            message = f"{path.name!r} is deflated DICOM of unknown size; decompress it first."
+            raise VolumeReadError(message)
         return dicom.dcmread(
             path,
             stop_before_pixels=True,

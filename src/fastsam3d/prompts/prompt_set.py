@@ -134,7 +134,7 @@ class PromptSet:
         """
         if len(text) > MAX_JSON_CHARACTERS:
             message = (
-                f"Prompt JSON must be at most {MAX_JSON_CHARACTERS} characters, got {len(text)}."
+                f"Prompt JSON has {len(text)} characters of {MAX_JSON_CHARACTERS}; shorten it."
             )
             raise PromptError(message)
         try:

@@ -32,6 +32,8 @@ MAX_CLAMP_VOXELS: Final = 0.5
 _ROUNDING_VOXELS: Final = 1e-4
 """Noise that millimetres through a float32 header carry, in voxels."""
 
+_FAR_VOXELS: Final = 1e12
+
 
 @dataclass(frozen=True)
 class Point:
@@ -185,15 +187,8 @@ class Box:
         ras = corners * LPS_TO_RAS if self.frame == "LPS" else corners
         voxels = geometry.world_to_voxel(ras)
         low, high = voxels.min(axis=0), voxels.max(axis=0)
-        # Bounds keep absurd millimetres (1e308) within integers.
-        limit = 2.0**40
-        start = np.ceil(np.clip(low, -limit, limit) - _ROUNDING_VOXELS).astype(int)
-        stop = np.floor(np.clip(high, -limit, limit) + _ROUNDING_VOXELS).astype(int) + 1
-        nearest = np.floor(np.clip((low + high) / 2, -limit, limit) + 0.5).astype(int)
-        is_between = stop <= start
-        start = np.where(is_between, nearest, start)
-        stop = np.where(is_between, nearest + 1, stop)
-        (i0, j0, k0), (i1, j1, k1) = cast("list[list[int]]", [start.tolist(), stop.tolist()])
+        ends = [_centres_between(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
+        (i0, i1), (j0, j1), (k0, k1) = ends
         return Region((i0, j0, k0), (i1, j1, k1))
 
 
@@ -256,6 +251,16 @@ class MaskPrompt:
     def __hash__(self) -> int:
         """Hash by value."""
         return hash((self.geometry, self.array.tobytes()))
+
+
+def _centres_between(low: float, high: float) -> tuple[int, int]:
+    """Return the half-open range of integers between two numbers, at least the nearest one."""
+    # Bounds keep absurd millimetres (1e308) within integers.
+    low, high = max(low, -_FAR_VOXELS), min(high, _FAR_VOXELS)
+    start = math.ceil(low - _ROUNDING_VOXELS)
+    stop = math.floor(high + _ROUNDING_VOXELS) + 1
+    nearest = math.floor((low + high) / 2 + 0.5)
+    return (start, stop) if start < stop else (nearest, nearest + 1)
 
 
 def _triple(values: Iterable[float], what: str) -> Triple:
