@@ -8,7 +8,7 @@ JOBS   ?= 2
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 # One thread per worker: two pytest workers with torch's default would fight over the cores.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -48,10 +48,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  || { echo "fastsam3d needs Python 3.11 or newer; set PYTHON=/path/to/python3.11."; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 	  || { echo "This Python cannot make environments; on Debian: apt-get install python3-venv."; exit 1; }
+	@echo "Installing into $(VENV); with downloads this takes a few minutes."
 	$(PIP) --retries 1 --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable ".[demo,hub]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[demo,hub,dev]"
+	$(PIP) --editable ".[demo,hub,train,dev]"
 	@touch $@
