@@ -1,0 +1,1 @@
+"""Real cases for training and measuring: packed storage, objects in label maps, supervoxels."""
