@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pydicom.filereader
+import pydicom
 import SimpleITK
 from pydicom.errors import InvalidDicomError
 

@@ -133,9 +133,7 @@ class PromptSet:
             PromptError: Not JSON, too long, of another version, or a malformed prompt.
         """
         if len(text) > MAX_JSON_CHARACTERS:
-            message = (
-                f"Prompt JSON has {len(text)} characters of {MAX_JSON_CHARACTERS}; shorten it."
-            )
+            message = f"Prompt JSON has {len(text)} characters; at most {MAX_JSON_CHARACTERS} fit."
             raise PromptError(message)
         try:
             plain = json.loads(text, parse_constant=_refuse_constant)

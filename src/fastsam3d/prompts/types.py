@@ -32,7 +32,8 @@ MAX_CLAMP_VOXELS: Final = 0.5
 _ROUNDING_VOXELS: Final = 1e-4
 """Noise that millimetres through a float32 header carry, in voxels."""
 
-_FAR_VOXELS: Final = 1e12
+MAX_COORDINATE: Final = 1e9
+"""Voxels or millimetres; what is further away can only be a mistake."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,6 @@ class MaskPrompt:
 
 def _centres_between(low: float, high: float) -> tuple[int, int]:
     """Return the half-open range of integers between two numbers, at least the nearest one."""
-    # Bounds keep absurd millimetres (1e308) within integers.
-    low, high = max(low, -_FAR_VOXELS), min(high, _FAR_VOXELS)
     start = math.ceil(low - _ROUNDING_VOXELS)
     stop = math.floor(high + _ROUNDING_VOXELS) + 1
     nearest = math.floor((low + high) / 2 + 0.5)
@@ -276,8 +275,8 @@ def _triple(values: Iterable[float], what: str) -> Triple:
         numbers = [float(value) for value in given]
     except OverflowError:
         numbers = [math.inf]
-    if not all(map(math.isfinite, numbers)):
-        message = f"{what} must have finite coordinates, got {given}; correct them."
+    if not all(abs(number) <= MAX_COORDINATE for number in numbers):
+        message = f"{what} must have finite coordinates below 1e9, got {given}; correct them."
         raise PromptError(message)
     return numbers[0], numbers[1], numbers[2]
 

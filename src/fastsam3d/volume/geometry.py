@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Sine-like volume of the unit voxel axes under which a grid counts as flat; float32 headers
 # carry about 1e-7 of noise.
 MIN_AXES_DETERMINANT = 1e-4
+MAX_MM = 1e9
+MIN_SPACING_MM = 1e-6
 LPS_TO_RAS = (-1.0, -1.0, 1.0)
 
 
@@ -365,15 +367,21 @@ def _checked_affine(affine: ArrayLike) -> Float64Array:
     if matrix.shape != (4, 4):
         message = f"Affine must be a 4x4 voxel to world matrix, got shape {matrix.shape}."
         raise GeometryError(message)
-    if not np.isfinite(matrix).all():
-        message = "Affine must be finite, got NaN or infinity in it; repair the file's header."
+    # Written so that NaN fails it; the bound also keeps all later arithmetic from overflowing.
+    if not np.all(np.abs(matrix) <= MAX_MM):
+        message = (
+            f"Affine must be finite and below {MAX_MM:.0e} mm, got {matrix.tolist()}; "
+            "repair the file's header."
+        )
         raise GeometryError(message)
     if not np.array_equal(matrix[3], [0, 0, 0, 1]):
         message = f"Affine must end with the row 0 0 0 1, got {matrix[3].tolist()}."
         raise GeometryError(message)
     norms = np.linalg.norm(matrix[:3, :3], axis=0)
-    is_flat = not np.isfinite(norms).all() or norms.min() <= np.finfo(np.float32).tiny
-    if is_flat or abs(np.linalg.det(matrix[:3, :3] / norms)) < MIN_AXES_DETERMINANT:
+    if (
+        norms.min() < MIN_SPACING_MM
+        or abs(np.linalg.det(matrix[:3, :3] / norms)) < MIN_AXES_DETERMINANT
+    ):
         rows = matrix[:3, :3].tolist()
         message = f"Affine is singular (two voxel axes coincide or one has no length), got {rows}."
         raise GeometryError(message)
