@@ -48,6 +48,7 @@ def build_app() -> App:
         help="Click on a structure in a CT, MR or PET volume and get its mask in 3D.",
         version=fastsam3d.__version__,
         version_flags=["--version"],
+        suppress_keyboard_interrupt=False,  # main() turns it into an exit code
     )
     for command in COMMANDS:
         app.command(command.target, name=command.name, help=command.help)

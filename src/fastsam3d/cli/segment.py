@@ -23,7 +23,6 @@ from fastsam3d.errors import VolumeWriteError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fastsam3d.cli.preview import Click
     from fastsam3d.prompts import PromptSet
     from fastsam3d.session import Prediction
     from fastsam3d.volume import Volume
@@ -203,8 +202,8 @@ def stage_picture(picture: Image.Image, path: Path) -> Generator[None, None, Non
 def _draw(volume: Volume, result: Prediction, prompt_set: PromptSet, *, title: str) -> Image.Image:
     from fastsam3d.cli.preview import Click, render_preview
 
-    clicks: tuple[Click, ...] = tuple(
-        Click((point.i, point.j, point.k), positive=point.positive)
+    clicks = tuple(
+        Click(point.position, positive=point.positive)
         for point in prompt_set.to_voxel(volume.geometry).points
     )
     return render_preview(volume, result.mask, clicks=clicks, title=title)
