@@ -251,6 +251,11 @@ def test_json_is_exact(items: list) -> None:
     assert PromptSet.from_json(prompts.to_json()) == prompts
 
 
+def point(at: str, frame: str = '"RAS"') -> str:
+    prompt = f'{{"type": "point", "frame": {frame}, "at": {at}, "positive": true}}'
+    return f'{{"version": 1, "prompts": [{prompt}]}}'
+
+
 def altered(**changes: object) -> str:
     document = json.loads(PromptSet((MASK,)).to_json())
     document["prompts"][0].update(changes)
@@ -266,22 +271,10 @@ def altered(**changes: object) -> str:
         ('{"version": 2, "prompts": []}', "must be version 1, got 2"),
         ('{"version": 1}', "malformed"),
         ('{"version": 1, "prompts": [1]}', "malformed"),
-        (
-            '{"version": 1, "prompts": [{"type": "lasso"}]}',
-            "must be point, box or mask, got 'lasso'",
-        ),
-        (
-            '{"version": 1, "prompts": [{"type": "point", "frame": "RAS", "at": [1, 2, NaN]}]}',
-            "not JSON",
-        ),
-        (
-            '{"version": 1, "prompts": [{"type": "point", "frame": [], "at": [1, 2, 3], "positive": true}]}',
-            "Frame must be one of",
-        ),
-        (
-            '{"version": 1, "prompts": [{"type": "point", "frame": "RAS", "at": 7, "positive": true}]}',
-            "malformed",
-        ),
+        ('{"version": 1, "prompts": [{"type": "lasso"}]}', "point, box or mask, got 'lasso'"),
+        (point("[1, 2, NaN]"), "not JSON"),
+        (point("[1, 2, 3]", frame="[]"), "Frame must be one of"),
+        (point("7"), "malformed"),
         (altered(runs=[961]), "must fill 960 voxels"),
         (altered(runs=[-1, 961]), "must fill 960 voxels"),
         (altered(runs=[960.0]), "must fill 960 voxels"),
