@@ -9,8 +9,10 @@ from __future__ import annotations
 EXCLUDED_CASES: dict[str, str] = {
     "niivue__chris_MRA": "CC BY-NC 4.0 according to the README of the image repository",
     "niivue__chris_PD": "CC BY-NC 4.0 according to the README of the image repository",
+    "niivue__MR_Gd": "from a figshare record whose licence we could not verify",
+    "fnndsc__fetal_template_T2": "from the Imperial College fetal atlas, terms not verifiable",
     "mricron__inia19": "terms of the INIA19/NeuroMaps atlas not verifiable",
-    "medsam2": "terms of the lesion masks and of DeepLesion not verifiable",
+    "medsam2": "the card of the lesion masks states no licence; DeepLesion terms not verifiable",
 }
 EXCLUDED_LABELS: dict[str, str] = {
     "mricron__ch2_aal": "terms of the AAL labels not verifiable; the Colin27 image is kept",

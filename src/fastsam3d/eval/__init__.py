@@ -1,0 +1,1 @@
+"""Measure segmenters honestly: clicks from the truth go in, the truth itself never does."""

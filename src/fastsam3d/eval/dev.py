@@ -1,0 +1,175 @@
+"""Measure a model on the development cases: `python -m fastsam3d.eval.dev DATA_DIR --model NAME`.
+
+Runs the whole session, as a user would, on whole volumes in their own grid. With ``--pack`` the
+cases come from one file and no image reader is needed. Figures of this module choose between
+models; they are never used for training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.eval.baselines import BallSegmenter, ZeroImageSegmenter
+from fastsam3d.eval.cases import load_cases, read_cases
+from fastsam3d.eval.protocol import InteractionProtocol
+from fastsam3d.eval.report import summarise, table, write_json
+from fastsam3d.eval.runner import run
+from fastsam3d.prompts.simulate import PLACEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastsam3d.eval.cases import EvalCase
+    from fastsam3d.eval.runner import ClickSegmenter, Row
+
+BALL_RADII_MM = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the evaluation; see ``--help``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    protocol = InteractionProtocol(
+        num_clicks=options.clicks,
+        placement=options.placement,
+        max_targets=options.limit_targets,
+        seed=options.seed,
+    )
+    cases = _cases(options)
+    segmenter, described = _segmenter(options, cases, protocol)
+    rows = run(segmenter, cases, protocol, on_target=_progress)
+    summary = summarise(rows, seed=options.seed)
+    provenance = {
+        "command": shlex.join(["python", "-m", "fastsam3d.eval.dev", *given]),
+        "commit": options.commit or _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": _device_name(options.device),
+        "python": platform.python_version(),
+        "seed": options.seed,
+        "zero_image": options.zero_image,
+        "cases": len(cases),
+        **described,
+    }
+    sys.stdout.write(table(summary) + "\n")
+    if options.output is not None:
+        write_json(options.output, summary, rows, provenance)
+    return 0
+
+
+def best_ball_radius(
+    cases: Sequence[EvalCase], radii_mm: Sequence[float], protocol: InteractionProtocol
+) -> tuple[float, dict[float, float]]:
+    """Find the fixed radius whose ball around one click overlaps best, judged by the truth itself.
+
+    Args:
+        cases: The cases to be evaluated, so that the baseline is as strong as it can be.
+        radii_mm: Candidates.
+        protocol: Targets; one click is made.
+
+    Returns:
+        The best radius, and the macro Dice after one click per radius.
+
+    Raises:
+        ConfigError: There is no candidate.
+    """
+    if not radii_mm:
+        raise ConfigError("No radius to choose from; give at least one.")
+    once = InteractionProtocol(
+        num_clicks=1,
+        placement=protocol.placement,
+        min_voxels=protocol.min_voxels,
+        max_targets=protocol.max_targets,
+        seed=protocol.seed,
+    )
+    found = {r: summarise(run(BallSegmenter(r), cases, once)).macro[0] for r in radii_mm}
+    return max(found, key=lambda radius: found[radius]), found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastsam3d.eval.dev", description=__doc__)
+    parser.add_argument("data_dir", type=Path, nargs="?", help="folder with manifest.csv and dev/")
+    parser.add_argument("--pack", type=Path, help="read cases from this .npz instead")
+    parser.add_argument("--model", default="hr_s", help="name or path of a model")
+    parser.add_argument("--baseline", choices=["ball"], help="measure a baseline instead")
+    parser.add_argument("--radius-mm", type=float, help="of the ball; default: the best one")
+    parser.add_argument("--clicks", type=int, default=5)
+    parser.add_argument("--placement", choices=PLACEMENTS, default="centre")
+    parser.add_argument("--limit-targets", type=int, help="at most so many structures per case")
+    parser.add_argument("--limit-cases", type=int, help="only the first cases")
+    parser.add_argument("--sources", nargs="+", help="only cases of these sources")
+    parser.add_argument("--zero-image", action="store_true", help="hide the image from the model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", help="recorded when git is not at hand")
+    parser.add_argument("--output", type=Path, help="JSON with all rows")
+    return parser
+
+
+def _cases(options: argparse.Namespace) -> list[EvalCase]:
+    if options.pack is not None:
+        cases = load_cases(options.pack)
+    elif options.data_dir is not None:
+        cases = read_cases(options.data_dir)
+    else:
+        raise ConfigError("Nothing to measure on; give DATA_DIR or --pack.")
+    if options.sources:
+        cases = [case for case in cases if case.source in options.sources]
+    return cases[: options.limit_cases]
+
+
+def _segmenter(
+    options: argparse.Namespace, cases: list[EvalCase], protocol: InteractionProtocol
+) -> tuple[ClickSegmenter, dict[str, Any]]:
+    described: dict[str, Any]
+    if options.baseline == "ball":
+        radius, tried = options.radius_mm, {}
+        if radius is None:
+            radius, tried = best_ball_radius(cases, BALL_RADII_MM, protocol)
+        described = {"model": "ball", "radius_mm": radius, "macro_at_1_by_radius_mm": tried}
+        return BallSegmenter(radius), described
+    segmenter = _session(options.model, options.device)
+    described = {"model": str(options.model)}
+    return (ZeroImageSegmenter(segmenter) if options.zero_image else segmenter), described
+
+
+def _session(model: str, device: str) -> ClickSegmenter:
+    from fastsam3d.session import Session  # noqa: PLC0415 - loads torch
+
+    return cast("ClickSegmenter", Session(model, device=device))
+
+
+def _progress(rows: list[Row]) -> None:
+    curve = " ".join(f"{row.dice:.2f}" for row in rows)
+    sys.stderr.write(f"{rows[0].case} {rows[0].structure}: {curve}\n")
+
+
+def _device_name(device: str) -> str:
+    if not device.startswith("cuda"):
+        return f"{device} ({platform.machine()})"
+    import torch  # noqa: PLC0415 - heavy
+
+    return torch.cuda.get_device_name(device)
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    here = Path(__file__).parent
+    found = subprocess.run(  # noqa: S603 - fixed arguments
+        [git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=here
+    )
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
