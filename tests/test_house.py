@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "MaskPrompt",
     "ModelNotFoundError",
     "Point",
+    "Prediction",
     "PromptError",
     "PromptSet",
     "Region",
@@ -118,6 +119,7 @@ def test_metadata_has_ranges_and_the_constraints_have_pins() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if line and not line.startswith("#")
     ]
+    ranges = [item.split(";")[0] for item in ranges]
 
     assert all("==" not in item and ">=" in item for item in ranges)
     assert all("==" in pin for pin in pins)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastsam3d.io import read_mask, read_volume, write_mask
     from fastsam3d.model.registry import create_model, list_models, load_model
     from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
-    from fastsam3d.segmenter import Segmenter
+    from fastsam3d.segmenter import Prediction, Segmenter
     from fastsam3d.session import Session
     from fastsam3d.volume import Geometry, Mask, Region, Volume
 
@@ -41,6 +41,7 @@ __all__ = [
     "MaskPrompt",
     "ModelNotFoundError",
     "Point",
+    "Prediction",
     "PromptError",
     "PromptSet",
     "Region",
@@ -64,7 +65,7 @@ _MODULES = {
     "io": ["read_mask", "read_volume", "write_mask"],
     "model.registry": ["create_model", "list_models", "load_model"],
     "prompts": ["Box", "MaskPrompt", "Point", "PromptSet"],
-    "segmenter": ["Segmenter"],
+    "segmenter": ["Prediction", "Segmenter"],
     "session": ["Session"],
     "volume": ["Geometry", "Mask", "Region", "Volume"],
 }

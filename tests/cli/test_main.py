@@ -28,7 +28,7 @@ OPTIONS = {
     ("models", "list"): {"--json"},
     ("models", "info"): {"--json"},
     ("models", "verify"): set[str](),
-    ("models", "convert"): {"--force"},
+    ("models", "convert"): {"--decoder-from", "--force", "--residual", "--variant"},
 }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
+from fastsam3d.cli.usage import Flag
 
 
-def info(image: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def info(image: Path, /, *, json: Flag = False) -> None:
     """Show a volume's geometry and intensities.
 
     Args:

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fastsam3d.cli.progress import show_progress
-from fastsam3d.cli.usage import PromptOptions, UsageError
+from fastsam3d.cli.usage import Flag, PromptOptions, UsageError
 from fastsam3d.errors import VolumeWriteError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from fastsam3d.prompts import PromptSet
-    from fastsam3d.session import Prediction
-    from fastsam3d.volume import Volume
-
-Flag = Annotated[bool, Parameter(negative="")]
+    from fastsam3d.segmenter import Prediction
+    from fastsam3d.volume import Mask, Volume
 
 
 @Parameter(name="*", group="Engine")
@@ -120,22 +118,24 @@ def segment(
         progress("Segmenting")
         result = session.predict(prompt_set)
         progress("Writing the results")
+        mask = result.mask
         with ExitStack() as staged:
             if output.preview is not None:
-                picture = _draw(volume, result, prompt_set, title=image.name)
+                picture = _draw(volume, mask, prompt_set, title=image.name)
                 staged.enter_context(stage_picture(picture, output.preview))
-            write_mask(result.mask, output.output)
-    report = build_report(result, image=image, output=output, model=engine.model)
+            write_mask(mask, output.output)
+    report = build_report(result, mask, image=image, output=output, model=engine.model)
     print(json.dumps(report) if output.json else describe(report))
 
 
 def build_report(
-    result: Prediction, *, image: Path, output: OutputOptions, model: str
+    result: Prediction, mask: Mask, *, image: Path, output: OutputOptions, model: str
 ) -> dict[str, Any]:
     """Collect what a program wants to know about one segmentation.
 
     Args:
         result: What the session answered.
+        mask: The answer's mask.
         image: The volume that was read.
         output: Where the results went.
         model: Name or path of the weights.
@@ -150,9 +150,9 @@ def build_report(
         "mask": str(output.output),
         "preview": None if output.preview is None else str(output.preview),
         "model": model,
-        "voxels": int((result.mask.array > 0).sum()),
-        "volume_ml": round(mask_volume_ml(result.mask), 4),
-        "voxel_spacing_mm": [float(mm) for mm in result.mask.geometry.spacing],
+        "voxels": int((mask.array > 0).sum()),
+        "volume_ml": round(mask_volume_ml(mask), 4),
+        "voxel_spacing_mm": [float(mm) for mm in mask.geometry.spacing],
         "roi_spacing_mm": float(result.spacing_mm),
         "predicted_quality": float(result.predicted_quality),
         "encode_ms": float(result.encode_ms),
@@ -199,11 +199,11 @@ def stage_picture(picture: Image.Image, path: Path) -> Generator[None, None, Non
         raise VolumeWriteError(f"Could not write {path}: {error.strerror}.") from error
 
 
-def _draw(volume: Volume, result: Prediction, prompt_set: PromptSet, *, title: str) -> Image.Image:
+def _draw(volume: Volume, mask: Mask, prompt_set: PromptSet, *, title: str) -> Image.Image:
     from fastsam3d.cli.preview import Click, render_preview
 
     clicks = tuple(
         Click(point.position, positive=point.positive)
         for point in prompt_set.to_voxel(volume.geometry).points
     )
-    return render_preview(volume, result.mask, clicks=clicks, title=title)
+    return render_preview(volume, mask, clicks=clicks, title=title)

@@ -21,6 +21,9 @@ Coordinates = Annotated[
     Parameter(negative="", allow_leading_hyphen=True, show_default=False, metavar="I,J,K"),
 ]
 
+# An option that is there or not, without a --no- twin.
+Flag = Annotated[bool, Parameter(negative="")]
+
 
 class UsageError(Exception):
     """The command line cannot be understood; the message says how to write it."""
