@@ -1,0 +1,212 @@
+"""Building blocks of the high-resolution variants.
+
+Shape legend: B batch, C channels, I J K grid axes, T tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_GROUPS = 8
+ROPE_THETA = 100.0
+
+
+class VoxelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each voxel: local, so a sub-box can be computed exactly."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is LayerNorm's
+        """Return (B, C, I, J, K) normalised over C."""
+        return super().forward(input.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+def grid_norm(channels: int, *, local: bool = False) -> nn.Module:
+    """Return the norm of convolutional features: over the grid, or `local` to each voxel."""
+    return VoxelNorm(channels) if local else nn.GroupNorm(NORM_GROUPS, channels)
+
+
+class ResidualConv(nn.Module):
+    """Pre-activation residual unit: ``x + conv3(GELU(norm(x)))``, resolution kept."""
+
+    def __init__(self, channels: int, *, local: bool = False) -> None:
+        super().__init__()
+        self.norm = grid_norm(channels, local=local)
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCIJK: Tensor) -> Tensor:
+        """Return a tensor of the input's shape."""
+        return x_BCIJK + self.conv(functional.gelu(self.norm(x_BCIJK)))
+
+
+class Downsample(nn.Module):
+    """Halve the grid: ``conv(2, stride 2)`` of the normalised activation."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = grid_norm(in_channels)
+        self.conv = nn.Conv3d(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x_BCIJK: Tensor) -> Tensor:
+        """Return (B, out_channels, I/2, J/2, K/2)."""
+        return self.conv(functional.gelu(self.norm(x_BCIJK)))
+
+
+class Upsample(nn.Module):
+    """Double the grid: ``conv_transpose(2, stride 2)`` of the normalised activation."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = grid_norm(in_channels)
+        self.conv = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x_BCIJK: Tensor) -> Tensor:
+        """Return (B, out_channels, 2I, 2J, 2K)."""
+        return self.conv(functional.gelu(self.norm(x_BCIJK)))
+
+
+def axial_rope(grid_size: int, head_dim: int) -> Tensor:
+    """Return rotation angles of 3-D axial rotary positions.
+
+    Each axis owns ``2 * (head_dim // 6)`` channels; the remaining channels are not rotated.
+
+    Args:
+        grid_size: Tokens per axis.
+        head_dim: Channels of one attention head.
+
+    Returns:
+        Angles in radians, float32, shape (grid_size**3, head_dim // 2), zero for unrotated pairs.
+
+    Source: rotary positions (arXiv 2104.09864), one third of the channels per axis.
+    """
+    pairs = head_dim // 6
+    frequencies = ROPE_THETA ** (-torch.arange(pairs) / pairs)
+    axis = torch.arange(grid_size)
+    positions_T3 = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    angles = (positions_T3[:, :, None] * frequencies).reshape(grid_size**3, 3 * pairs)
+    return functional.pad(angles, (0, head_dim // 2 - 3 * pairs))
+
+
+def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotate channel pairs (d, d + D/2) of queries or keys by the angles of `axial_rope`."""
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return torch.cat((first * cos_TD - second * sin_TD, second * cos_TD + first * sin_TD), dim=-1)
+
+
+class TrunkBlock(nn.Module):
+    """Pre-norm transformer block with query-key norm, rotary positions and LayerScale."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_dim = dim // num_heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(head_dim)
+        self.k_norm = nn.LayerNorm(head_dim)
+        self.proj = nn.Linear(dim, dim)
+        self.scale1 = nn.Parameter(torch.full((dim,), 0.1))
+        self.norm2 = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
+        self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
+        self.scale2 = nn.Parameter(torch.full((dim,), 0.1))
+
+    def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        """Return tokens of the input's shape; `cos_TD`, `sin_TD` are the rotary tables."""
+        x_BTC = x_BTC + self.scale1 * self._attend(self.norm1(x_BTC), cos_TD, sin_TD)
+        return x_BTC + self.scale2 * self.fc2(functional.gelu(self.fc1(self.norm2(x_BTC))))
+
+    def _attend(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        batch, tokens, dim = x_BTC.shape
+        qkv = self.qkv(x_BTC).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q_BHTD, k_BHTD, v_BHTD = qkv.unbind(0)
+        q_BHTD = rotate(self.q_norm(q_BHTD), cos_TD, sin_TD).to(v_BHTD.dtype)
+        k_BHTD = rotate(self.k_norm(k_BHTD), cos_TD, sin_TD).to(v_BHTD.dtype)
+        out = functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class Trunk(nn.Module):
+    """A stack of `TrunkBlock` on the cubic token grid, with a learned absolute position."""
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, grid_size: int, dim: int, *, depth: int, num_heads: int, ratio: float) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(1, grid_size**3, dim))
+        self.blocks = nn.ModuleList(TrunkBlock(dim, num_heads, ratio) for _ in range(depth))
+        angles = axial_rope(grid_size, dim // num_heads)
+        # Tables follow from the config, so they stay out of the weights.
+        self.register_buffer("rope_cos", angles.cos(), persistent=False)
+        self.register_buffer("rope_sin", angles.sin(), persistent=False)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Return tokens of the input's shape."""
+        return self.intermediates(x_BTC)[-1]
+
+    def intermediates(self, x_BTC: Tensor) -> list[Tensor]:
+        """Return the tokens after every block, first block first."""
+        x_BTC = x_BTC + self.position
+        outputs: list[Tensor] = []
+        for block in self.blocks:
+            x_BTC = cast("Tensor", block(x_BTC, self.rope_cos, self.rope_sin))
+            outputs.append(x_BTC)
+        return outputs
+
+
+class PositionEncoding(nn.Module):
+    """Sine and cosine of ROI coordinates at fixed octaves, followed by a learned projection."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, *, num_octaves: int = 7) -> None:
+        super().__init__()
+        frequencies = math.pi * 2.0 ** (torch.arange(2 * num_octaves) / 2)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.proj = nn.Linear(3 * 2 * 2 * num_octaves + 3, dim)
+
+    def forward(self, position_BN3: Tensor) -> Tensor:
+        """Encode positions.
+
+        Args:
+            position_BN3: Coordinates in [-1, 1] across the ROI, axis order i, j, k.
+
+        Returns:
+            Encoding, shape (B, N, dim).
+        """
+        angles = position_BN3[..., None] * self.frequencies
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return self.proj(torch.cat((waves, position_BN3), dim=-1))
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention between two token sets, in a reduced inner width.
+
+    Source: the two-way decoder attention of SAM (arXiv 2304.02643, appendix A).
+    """
+
+    def __init__(self, dim: int, num_heads: int, inner_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, inner_dim)
+        self.k_proj = nn.Linear(dim, inner_dim)
+        self.v_proj = nn.Linear(dim, inner_dim)
+        self.out_proj = nn.Linear(inner_dim, dim)
+
+    def forward(self, q_BTC: Tensor, k_BTC: Tensor, v_BTC: Tensor, bias: Tensor | None) -> Tensor:
+        """Attend; `bias` is added to the scores, shape broadcastable to (B, H, Tq, Tk)."""
+        q, k, v = (
+            self._split(self.q_proj(q_BTC)),
+            self._split(self.k_proj(k_BTC)),
+            self._split(self.v_proj(v_BTC)),
+        )
+        mask = None if bias is None else bias.to(q.dtype)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC.view(*x_BTC.shape[:2], self.num_heads, -1).transpose(1, 2)

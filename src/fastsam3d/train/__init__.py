@@ -1,0 +1,1 @@
+"""Training: data on the device, simulated users, optimisers, the loop. Serving never imports it."""

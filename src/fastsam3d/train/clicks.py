@@ -1,0 +1,104 @@
+"""Simulated clicks on the device, batched, without waiting for it.
+
+The reference for what a click is lies in `fastsam3d.prompts.simulate` (centre of the largest
+error). Here its centre is approximated on the half grid by counting erosions, and jittered, so that
+training sees central and careless clicks alike.
+
+Shape legend: B prompt sets, S side of the half-resolution grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+NUM_EROSIONS = 8
+CENTRAL_SHARE = 0.6
+BOUNDARY_VALUE = 0.0
+
+
+def erosion_depth(region: Tensor, *, steps: int = NUM_EROSIONS) -> Tensor:
+    """Count how many 3^3 erosions each voxel survives, float (B, S, S, S), 0 outside `region`."""
+    current = functional.pad(region.to(torch.float16 if region.is_cuda else torch.float32)[:, None],
+                             (1,) * 6, value=BOUNDARY_VALUE)  # fmt: skip
+    depth = torch.zeros_like(current)
+    for _ in range(steps):
+        depth = depth + current
+        current = -functional.max_pool3d(-current, 3, stride=1, padding=1)
+    return depth[:, 0, 1:-1, 1:-1, 1:-1].float()
+
+
+def next_clicks(mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Click into the error of each mask, deep inside it or anywhere in it.
+
+    Args:
+        mask: Current masks at half resolution, bool (B, S, S, S); all False for a first click.
+        target: Targets at half resolution, bool, same shape.
+
+    Returns:
+        Points in ROI voxels, float32 (B, 3), and labels (B,): 1 where the target was missed, 0
+        where the mask is wrong, -1 where there is no error.
+    """
+    batch, side = mask.shape[0], mask.shape[1]
+    error = mask ^ target
+    depth = erosion_depth(error)
+    uniform = torch.rand_like(depth).clamp(1e-7, 1 - 1e-7)
+    gumbel = -torch.log(-torch.log(uniform))
+    central = torch.rand(batch, 1, 1, 1, device=mask.device) < CENTRAL_SHARE
+    score = torch.where(central, 4.0 * depth, 0.0) + gumbel
+    score = torch.where(error, score, -torch.inf).flatten(1)
+    index = score.argmax(1)
+    label = target.flatten(1).gather(1, index[:, None])[:, 0].float()
+    label = torch.where(error.flatten(1).any(1), label, -1.0)
+    cell = torch.stack((index // side**2, (index // side) % side, index % side), 1).float()
+    return 2 * cell + torch.rand_like(cell).round(), label
+
+
+def jittered_boxes(target: Tensor, *, jitter: float = 0.1) -> Tensor:
+    """Return loose boxes around targets.
+
+    Args:
+        target: bool at half resolution, (B, S, S, S).
+        jitter: Largest shift of each face over the extent of the box.
+
+    Returns:
+        Half-open boxes i0 j0 k0 i1 j1 k1 in ROI voxels, float32 (B, 6); zeros for empty targets.
+    """
+    batch, side = target.shape[0], target.shape[1]
+    steps = torch.arange(side, device=target.device)
+    starts: list[Tensor] = []
+    stops: list[Tensor] = []
+    for axis in (1, 2, 3):
+        others = [a for a in (1, 2, 3) if a != axis]
+        line = target.any(others[1]).any(others[0])
+        starts.append(torch.where(line, steps, side).amin(1))
+        stops.append(torch.where(line, steps + 1, 0).amax(1))
+    start, stop = 2.0 * torch.stack(starts, 1), 2.0 * torch.stack(stops, 1)
+    extent = stop - start
+    shift = jitter * (2 * torch.rand(batch, 6, device=target.device) - 1)
+    box = torch.cat((start + shift[:, :3] * extent, stop + shift[:, 3:] * extent), 1)
+    return torch.where(stop[:, :1] > start[:, :1], box, 0.0)
+
+
+def corrupted_masks(target: Tensor) -> Tensor:
+    """Return plausible wrong earlier masks: grown or shrunk targets, half of them cut by a plane.
+
+    Args:
+        target: bool at half resolution, (B, S, S, S).
+
+    Returns:
+        bool, same shape.
+    """
+    batch, side, device = target.shape[0], target.shape[1], target.device
+    values = target.float()[:, None]
+    grown = functional.max_pool3d(values, 5, stride=1, padding=2)
+    shrunk = -functional.max_pool3d(-values, 3, stride=1, padding=1)
+    pick = torch.rand(batch, 1, 1, 1, 1, device=device)
+    changed = torch.where(pick < 0.4, grown, torch.where(pick < 0.7, shrunk, values))[:, 0] > 0.5
+    step = torch.arange(side, device=device) - side / 2
+    normal = torch.randn(batch, 3, 1, 1, 1, device=device)
+    plane = normal[:, 0] * step[:, None, None] + normal[:, 1] * step[:, None] + normal[:, 2] * step
+    plane = plane + 6 * torch.randn(batch, 1, 1, 1, device=device)
+    cut = (torch.rand(batch, 1, 1, 1, device=device) < 0.5) & (plane > 0)
+    return changed & ~cut

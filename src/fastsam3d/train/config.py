@@ -1,0 +1,164 @@
+"""Configuration of a training run, and the named recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.train.degrade import DegradeConfig
+from fastsam3d.train.generator import GeneratorConfig
+from fastsam3d.train.shapes import ShapesConfig
+
+MAX_POINTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How users are simulated.
+
+    Attributes:
+        round_shares: Probability of 0, 1, 2, ... corrective clicks before the round that is
+            trained on.
+        share_off_centre: Share of first targets whose first click is not the ROI centre.
+        share_box: Share of targets that start with a loose box.
+        share_box_only: Share of those that start without a click.
+        share_prior: Share of targets that start from a wrong earlier mask.
+    """
+
+    round_shares: tuple[float, ...] = (0.42, 0.2, 0.13, 0.1, 0.06, 0.05, 0.04)
+    share_off_centre: float = 0.12
+    share_box: float = 0.12
+    share_box_only: float = 0.4
+    share_prior: float = 0.08
+
+    def __post_init__(self) -> None:
+        if len(self.round_shares) > MAX_POINTS:
+            msg = (
+                f"round_shares may have {MAX_POINTS} entries at most, got "
+                f"{len(self.round_shares)}; shorten it or raise MAX_POINTS."
+            )
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        model: Registry name of the variant.
+        initial_weights: Weights to start from, or None for a fresh model.
+        seed: Of weights, drawing and rendering.
+        num_steps: Steps of the run; None to fit `minutes`.
+        minutes: Wall clock of the training loop, used when `num_steps` is None.
+        calibration_steps: Steps timed before the number of steps is fixed.
+        muon_rate, adam_rate: Peak learning rates of matrices and of the rest.
+        weight_decay: Decoupled decay of both.
+        warmup_steps: Linear warm-up.
+        decay_share: Share of the steps at the end over which the rates fall linearly to zero.
+        ema: Decay of the averaged weights.
+        clip: Largest gradient norm.
+        quality_weight: Weight of the quality head's squared error.
+        candidate_weight: Weight of the best-of-three loss on first clicks.
+        compile: Compile the stages (CUDA).
+        log_every, save_every: Steps between log lines and checkpoints.
+        prompts, generator: Parts of their own.
+    """
+
+    model: str = "hr_s"
+    initial_weights: str | None = None
+    seed: int = 1
+    num_steps: int | None = None
+    minutes: float = 8.0
+    calibration_steps: int = 60
+    muon_rate: float = 0.02
+    adam_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 150
+    decay_share: float = 0.3
+    ema: float = 0.998
+    clip: float = 1.0
+    quality_weight: float = 0.3
+    candidate_weight: float = 0.5
+    compile: bool = True
+    log_every: int = 25
+    save_every: int = 1000
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_steps is None and self.minutes <= 0:
+            msg = f"A run needs num_steps or positive minutes, got {self.minutes}; set one."
+            raise ConfigError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the record of the run."""
+        return asdict(self)
+
+
+def rate_factor(step: int, num_steps: int | None, config: RunConfig) -> float:
+    """Return the learning rate at `step` over its peak: warm-up, plateau, linear decay to zero.
+
+    Args:
+        step: Steps done so far.
+        num_steps: Steps of the whole run, None while still unknown.
+        config: Gives warm-up and decay.
+    """
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    if num_steps is None:
+        return warm
+    left = (num_steps - step) / max(config.decay_share * num_steps, 1)
+    return max(0.0, min(warm, left, 1.0))
+
+
+def _debug() -> RunConfig:
+    """Tiny and quick, for the tests and for a first look on a CPU."""
+    generator = GeneratorConfig(
+        size=32,
+        num_shapes=1,
+        num_painted=1,
+        num_real=2,
+        shapes=ShapesConfig(num_blobs=(2, 5), num_tubes=(0, 1)),
+        degrade=DegradeConfig(max_blur=2.0),
+    )
+    return RunConfig(
+        num_steps=4,
+        warmup_steps=2,
+        compile=False,
+        log_every=1,
+        save_every=2,
+        generator=generator,
+        prompts=PromptConfig(round_shares=(0.5, 0.5)),
+    )
+
+
+def _default() -> RunConfig:
+    """The mix that trained the bundled weights; see docs/training/log.md."""
+    return RunConfig()
+
+
+def _continue() -> RunConfig:
+    """A second run from earlier weights: more real images, gentler rates."""
+    base = _default()
+    generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15)
+    return replace(base, muon_rate=0.01, adam_rate=5e-4, generator=generator)
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "debug": _debug,
+    "default": _default,
+    "continue": _continue,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """Return a named recipe.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    if name not in RECIPES:
+        msg = f"Recipe must be one of {', '.join(RECIPES)}, got {name!r}; choose one of them."
+        raise ConfigError(msg)
+    return RECIPES[name]()

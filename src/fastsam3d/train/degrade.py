@@ -1,0 +1,181 @@
+"""Intensity and resolution changes of training ROIs, batched on the device.
+
+`draw_axis_matrices` (CPU) builds one S x S matrix per ROI and axis that blurs, samples slices and
+interpolates back; three matrix products apply it. `recolour` changes contrast, `degrade` adds bias
+field, blur and noise.
+
+Shape legend: B batch, S ROI side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+NUM_KNOTS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradeConfig:
+    """Ranges of the artefacts; shares are probabilities.
+
+    Attributes:
+        share_blur: ROIs with isotropic loss of resolution, 1 to `max_blur` voxels.
+        max_blur: Largest isotropic slice spacing in ROI voxels.
+        share_thick: ROIs with thick slices along one axis.
+        max_thick: Largest slice spacing in ROI voxels.
+        share_nearest: Share of the thick-slice ROIs shown as steps rather than interpolated.
+        bias: Largest standard deviation of the logarithm of the bias field (synthetic, real).
+        noise: Largest standard deviation of the noise (synthetic, real).
+        gamma: Standard deviation of the logarithm of gamma.
+        share_remap: ROIs whose intensities pass a random piecewise linear map.
+        share_invert: ROIs with inverted intensities.
+        share_window: CT ROIs shown through a random window.
+    """
+
+    share_blur: float = 0.3
+    max_blur: float = 3.0
+    share_thick: float = 0.3
+    max_thick: float = 8.0
+    share_nearest: float = 0.4
+    bias: tuple[float, float] = (0.4, 0.2)
+    noise: tuple[float, float] = (0.07, 0.04)
+    gamma: float = 0.35
+    share_remap: float = 0.2
+    share_invert: float = 0.12
+    share_window: float = 0.35
+
+
+def draw_axis_matrices(
+    rng: np.random.Generator, batch: int, size: int, config: DegradeConfig
+) -> NDArray[np.float32]:
+    """Draw the resampling matrices of a batch.
+
+    Returns:
+        float32 (B, 3, S, S); rows sum to 1. Row i gives output voxel i from the input line.
+    """
+    spacing = np.ones((batch, 3))
+    blurred = rng.random(batch) < config.share_blur
+    spacing[blurred] = rng.uniform(1.0, config.max_blur, (int(blurred.sum()), 1))
+    thick = np.flatnonzero(rng.random(batch) < config.share_thick)
+    spacing[thick, rng.integers(3, size=len(thick))] = np.exp(
+        rng.uniform(0, np.log(config.max_thick), len(thick))
+    )
+    nearest = rng.random((batch, 1, 1)) < config.share_nearest
+    phase = rng.uniform(0, 1, (batch, 3, 1)) * spacing[..., None]
+    out = np.arange(size)
+    slot = (out - phase) / spacing[..., None]
+    low = np.where(nearest, np.round(slot), np.floor(slot))
+    share = np.where(nearest, 0.0, slot - low)
+    sigma = np.maximum(0.42 * spacing * rng.uniform(0.7, 1.1, (batch, 3)), 0.25)
+    # Unit spacing without blur is the identity: the slice phase must not shift the image.
+    plain = spacing <= 1.0
+    near = _profile(low * spacing[..., None] + phase, sigma, size)
+    far = _profile((low + 1) * spacing[..., None] + phase, sigma, size)
+    matrices = (1 - share[..., None]) * near + share[..., None] * far
+    matrices[plain] = np.eye(size)
+    return matrices.astype(np.float32)
+
+
+def _profile(position: NDArray[np.float64], sigma: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Return normalised Gaussian weights of the input voxels around each position."""
+    position = np.clip(position, 0, size - 1)
+    offset = np.arange(size) - position[..., None]
+    weights = np.exp(-0.5 * (offset / sigma[..., None, None]) ** 2) + 1e-12
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def recolour(
+    image: Tensor, is_ct: Tensor, *, num_real: int, config: DegradeConfig, ct_width: float
+) -> Tensor:
+    """Window, remap, invert and apply gamma.
+
+    Args:
+        image: Intensities of about 0..1, float32 (B, S, S, S); the last `num_real` are real.
+        is_ct: CT ROIs, bool (B,).
+        num_real: Number of real ROIs.
+        config: Ranges.
+        ct_width: Hounsfield units per unit of a CT image.
+
+    Returns:
+        Intensities in 0..1, same shape.
+    """
+    batch, device = image.shape[0], image.device
+
+    def draw() -> Tensor:
+        return torch.rand(batch, 1, 1, 1, device=device)
+
+    centre = (1024.0 - 150.0 + 450.0 * draw()) / ct_width
+    width = 200.0 * torch.exp(2.3 * draw()) / ct_width
+    windowed = (image - centre) / width + 0.5
+    use = (draw() < config.share_window) & is_ct[:, None, None, None]
+    image = torch.where(use, windowed, image).clamp(0, 1)
+    remapped = _remap(image, batch)
+    image = torch.where(draw() < config.share_remap, remapped, image)
+    image = torch.where(draw() < config.share_invert, 1 - image, image)
+    gamma = torch.exp(config.gamma * torch.randn(batch, 1, 1, 1, device=device))
+    return image.clamp(1e-4, 1).pow(gamma)
+
+
+def _remap(image: Tensor, batch: int) -> Tensor:
+    """Pass intensities through a random piecewise linear map, mostly but not always rising."""
+    knots = torch.rand(batch, NUM_KNOTS, device=image.device)
+    rising = torch.rand(batch, 1, device=image.device) < 0.6
+    knots = torch.where(rising, knots.sort(1).values, knots)
+    position = image * (NUM_KNOTS - 1)
+    low = position.floor().clamp(0, NUM_KNOTS - 2)
+    share = position - low
+    index = low.long().flatten(1)
+    first = knots.gather(1, index).view(image.shape)
+    second = knots.gather(1, index + 1).view(image.shape)
+    return first + share * (second - first)
+
+
+def degrade(
+    image: Tensor, axis_matrices: Tensor, *, num_real: int, config: DegradeConfig
+) -> Tensor:
+    """Add bias field, noise, loss of resolution and noise again, in the order of a scanner.
+
+    Args:
+        image: float32 (B, S, S, S); the last `num_real` are real.
+        axis_matrices: From `draw_axis_matrices`, (B, 3, S, S).
+        num_real: Number of real ROIs: they carry their own artefacts, so they get less.
+        config: Ranges.
+
+    Returns:
+        float32, same shape.
+    """
+    batch, size, device = image.shape[0], image.shape[1], image.device
+    is_real = torch.arange(batch, device=device) >= batch - num_real
+
+    def draw(limits: tuple[float, float]) -> Tensor:
+        limit = torch.where(is_real, limits[1], limits[0])
+        return (limit * torch.rand(batch, device=device))[:, None, None, None]
+
+    grid = torch.randn(batch, 1, 4, 4, 4, device=device)
+    field = functional.interpolate(grid, (size,) * 3, mode="trilinear", align_corners=True)[:, 0]
+    image = image * torch.exp(draw(config.bias) * field)
+    image = image + draw(config.noise) * torch.randn_like(image)
+    image = apply_axis_matrices(image, axis_matrices)
+    late = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.4, 0.8, 0.0)
+    return image + late * draw(config.noise) * torch.randn_like(image)
+
+
+def apply_axis_matrices(image: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply the lines of (B, S, S, S) along each axis by their (B, 3, S, S) matrices.
+
+    On CUDA the products run in float16: intensities are about 0..1 and rows sum to 1, so the error
+    stays near 1e-3, under the noise that is added anyway.
+    """
+    batch, size = image.shape[0], image.shape[1]
+    dtype = torch.float16 if image.is_cuda else image.dtype
+    x, m = image.to(dtype), matrices.to(dtype)
+    x = torch.bmm(m[:, 0], x.reshape(batch, size, size * size)).view(batch, size, size, size)
+    x = torch.matmul(m[:, 1, None], x)
+    x = torch.matmul(x, m[:, 2, None].transpose(2, 3))
+    return x.to(image.dtype)

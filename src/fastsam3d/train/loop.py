@@ -1,0 +1,293 @@
+"""The training loop: render, step, log, save; on one device or on several processes.
+
+Each process renders its own ROIs; gradients are averaged, so all processes hold the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastsam3d.model.hr import HighResSam3D
+from fastsam3d.train.bank import TrainingBank
+from fastsam3d.train.config import RunConfig, rate_factor
+from fastsam3d.train.generator import BatchDrawer, DrawnBatch, Renderer
+from fastsam3d.train.muon import Muon, is_muon_parameter
+from fastsam3d.train.state import load_state, save_state
+from fastsam3d.train.task import LossParts, SegmentationTask
+
+CHECKPOINT = "checkpoint"
+AVERAGED = "averaged"
+PREFETCH = 6
+BUDGET_MARGIN = 0.97
+
+
+class Trainer:
+    """One run of one process.
+
+    Args:
+        model: Model to train, on the bank's device.
+        bank: Training cases.
+        config: The run.
+        output: Folder for log, resolved config and checkpoints (written by rank 0).
+        rank, world_size: Of this process.
+        facts: Further facts for the record, such as the hash of the training data.
+    """
+
+    def __init__(
+        self,
+        model: HighResSam3D,
+        bank: TrainingBank,
+        config: RunConfig,
+        *,
+        output: Path,
+        rank: int = 0,
+        world_size: int = 1,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.bank, self.config, self.output = model, bank, config, output
+        self.rank, self.world_size, self.facts = rank, world_size, dict(facts or {})
+        self.device = next(model.parameters()).device
+        on_cuda = self.device.type == "cuda"
+        wrap = _compile if config.compile and on_cuda else None
+        self.task = SegmentationTask(model, config, compile_with=wrap, autocast=on_cuda)
+        self.renderer = Renderer(bank, config.generator, compile_with=wrap)
+        self.parameters = list(model.parameters())
+        self.ema = [p.detach().clone() for p in self.parameters]
+        named = list(model.named_parameters())
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon(
+                [p for n, p in named if is_muon_parameter(n, p)],
+                lr=config.muon_rate,
+                weight_decay=config.weight_decay,
+            ),
+            torch.optim.AdamW(
+                [p for n, p in named if not is_muon_parameter(n, p)],
+                lr=config.adam_rate,
+                betas=(0.9, 0.95),
+                weight_decay=config.weight_decay,
+            ),
+        ]
+        self.peaks = (config.muon_rate, config.adam_rate)
+        self.step = 0
+        self.num_steps = config.num_steps
+        self.num_skipped = torch.zeros((), device=self.device)
+
+    def fit(self) -> None:
+        """Train to the end of the run; saves a checkpoint at the end."""
+        config = self.config
+        if self.rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            record = {"config": config.to_dict(), "facts": self.facts}
+            (self.output / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        feed = _Feed(self._draw_for_step, self.step)
+        started = calibrated = time.perf_counter()
+        window = _Window()
+        while self.num_steps is None or self.step < self.num_steps:
+            parts = self.train_step(feed.get(self.step), self.num_rounds(self.step))
+            self.step += 1
+            window.add(parts)
+            if self.num_steps is None:
+                calibrated = self._calibrate(started, calibrated)
+            if self.step % config.log_every == 0:
+                self._log(window, time.perf_counter() - started)
+                window = _Window()
+            if self.step % config.save_every == 0:
+                self.save()
+        self.save()
+        self.export()
+
+    def num_rounds(self, step: int) -> int:
+        """Return how many corrective clicks precede the trained round; equal on all processes."""
+        shares = np.asarray(self.config.prompts.round_shares)
+        rng = np.random.default_rng((self.config.seed, step))
+        return int(rng.choice(len(shares), p=shares / shares.sum()))
+
+    def train_step(self, drawn: DrawnBatch, num_rounds: int) -> LossParts:
+        """Do one optimiser step; a non-finite gradient changes nothing and is counted."""
+        self._seed_device()
+        with torch.no_grad():
+            batch = self.renderer.render(drawn.to(self.device))
+        parts = self.task(batch, num_rounds)
+        parts.loss.backward()  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if self.world_size > 1:
+            _average(grads, self.world_size)
+        norm = torch.stack(torch._foreach_norm(grads)).norm()
+        is_finite = torch.isfinite(norm)
+        scale = torch.where(is_finite, (self.config.clip / norm.clamp(min=1e-6)).clamp(max=1), 0.0)
+        for grad in grads:
+            grad.nan_to_num_(0.0, 0.0, 0.0)
+        torch._foreach_mul_(grads, scale)
+        self.num_skipped += ~is_finite
+        factor = rate_factor(self.step, self.num_steps, self.config)
+        for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * factor
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        return LossParts(*(part.detach() for part in parts))
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """Return the averaged weights by parameter name."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return dict(zip(names, self.ema, strict=True))
+
+    def save(self) -> None:
+        """Write the whole state; only rank 0 writes."""
+        if self.rank:
+            return
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"ema.{n}": p for n, p in self.ema_state().items()}
+        for index, optimiser in enumerate(self.optimisers):
+            for number, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"opt{index}.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        facts = {"step": self.step, "num_steps": self.num_steps, "config": self.config.to_dict()}
+        save_state(self.output / CHECKPOINT, tensors, facts | self.facts)
+
+    def export(self) -> None:
+        """Write the averaged weights alone, as float16; only rank 0 writes."""
+        if self.rank == 0:
+            tensors = {name: value.half() for name, value in self.ema_state().items()}
+            facts = {"step": self.step, "config": self.config.to_dict()}
+            save_state(self.output / AVERAGED, tensors, facts | self.facts)
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint of the same config: the loss curve goes on as if unbroken.
+
+        Raises:
+            CheckpointError: The checkpoint is missing or damaged.
+        """
+        tensors, facts = load_state(folder)
+        with torch.no_grad():
+            for (name, parameter), average in zip(
+                self.model.named_parameters(), self.ema, strict=True
+            ):
+                parameter.copy_(tensors[f"model.{name}"])
+                average.copy_(tensors[f"ema.{name}"])
+        for index, optimiser in enumerate(self.optimisers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"opt{index}."):
+                    _, number, kind = key.split(".")
+                    state.setdefault(int(number), {})[kind] = value
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+        self.step, self.num_steps = int(facts["step"]), facts["num_steps"]
+
+    def _draw_for_step(self, step: int) -> DrawnBatch:
+        """Draw the batch of one step; depends on nothing but seed, step and rank."""
+        seed = hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF
+        drawn = BatchDrawer(self.bank, self.config.generator, seed=seed).draw()
+        return drawn.pin() if self.device.type == "cuda" else drawn
+
+    def _seed_device(self) -> None:
+        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 64 + self.rank)
+
+    def _calibrate(self, started: float, calibrated: float) -> float:
+        """Fix the number of steps once the step time is known."""
+        config = self.config
+        if self.step == config.calibration_steps // 2:
+            _synchronise(self.device)
+            return time.perf_counter()
+        if self.step < config.calibration_steps:
+            return calibrated
+        _synchronise(self.device)
+        now = time.perf_counter()
+        seconds = (now - calibrated) / (config.calibration_steps - config.calibration_steps // 2)
+        left = BUDGET_MARGIN * (60 * config.minutes - (now - started)) / seconds
+        count = torch.tensor(self.step + max(1, math.floor(left)), device=self.device)
+        if self.world_size > 1:
+            dist.broadcast(count, 0)
+        self.num_steps = int(count)
+        return calibrated
+
+    def _log(self, window: _Window, seconds: float) -> None:
+        if self.rank:
+            return
+        rate = rate_factor(self.step, self.num_steps, self.config)
+        line = {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "seconds": round(seconds, 2),
+            "rois": self.step * self.config.generator.batch_size * self.world_size,
+            "rate": round(rate, 4),
+            "skipped": int(self.num_skipped),
+            **window.means(),
+        }
+        with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _Window:
+    """Means of the loss parts since the last log line, kept on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.parts: list[LossParts] = []
+
+    def add(self, parts: LossParts) -> None:
+        self.parts.append(parts)
+
+    def means(self) -> dict[str, float]:
+        stacked = [torch.stack(values).mean() for values in zip(*self.parts, strict=True)]
+        names = LossParts._fields
+        return {n: round(float(v), 5) for n, v in zip(names, stacked, strict=True)}
+
+
+class _Feed:
+    """Draw batches ahead in a thread, in the order of the steps."""
+
+    def __init__(self, draw: Callable[[int], DrawnBatch], first_step: int) -> None:
+        self.queue: queue.Queue[tuple[int, DrawnBatch | Exception]] = queue.Queue(PREFETCH)
+        thread = threading.Thread(target=self._run, args=(draw, first_step), daemon=True)
+        thread.start()
+
+    def _run(self, draw: Callable[[int], DrawnBatch], step: int) -> None:
+        while True:
+            try:
+                item: DrawnBatch | Exception = draw(step)
+            except Exception as error:  # noqa: BLE001 - handed to the training thread by `get`
+                item = error
+            self.queue.put((step, item))
+            step += 1
+
+    def get(self, step: int) -> DrawnBatch:
+        drawn_step, item = self.queue.get()
+        if isinstance(item, Exception):
+            raise item
+        assert drawn_step == step
+        return item
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+def _average(grads: list[Tensor], world_size: int) -> None:
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world_size
+    parts = flat.split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trained values."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,55 @@
+"""Losses on mask logits. Shape legend: B prompt sets, M mask candidates, S ROI side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+DICE_SMOOTH = 1.0
+BAND_WEIGHT = 4.0
+BAND_REACH = (1, 2)
+
+
+def boundary_weights(target: Tensor) -> Tensor:
+    """Return 1 + `BAND_WEIGHT` within two voxels of the target's surface, else 1.
+
+    Args:
+        target: bool (B, S, S, S).
+
+    Returns:
+        float32, same shape.
+    """
+    near = torch.zeros_like(target)
+    for axis in (1, 2, 3):
+        for reach in BAND_REACH:
+            near = near | (target ^ target.roll(reach, axis)) | (target ^ target.roll(-reach, axis))
+    return 1 + BAND_WEIGHT * near.float()
+
+
+def mask_losses(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return soft Dice loss plus weighted cross entropy, and the IoU of the thresholded mask.
+
+    Args:
+        logits: (B, M, S, S, S).
+        target: bool (B, S, S, S).
+        weights: Voxel weights of the cross entropy, float32 (B, S, S, S).
+
+    Returns:
+        Loss (B, M) with gradient, IoU (B, M) without.
+    """
+    logits = logits.float()
+    truth = target[:, None].float()
+    axes = (2, 3, 4)
+    probabilities = torch.sigmoid(logits)
+    overlap = (probabilities * truth).sum(axes)
+    total = probabilities.sum(axes) + truth.sum(axes)
+    dice = 1 - (2 * overlap + DICE_SMOOTH) / (total + DICE_SMOOTH)
+    entropy = functional.softplus(logits) - logits * truth
+    entropy = (entropy * weights[:, None]).mean(axes)
+    with torch.no_grad():
+        mask = logits > 0
+        both = (mask & target[:, None]).sum(axes).float()
+        either = (mask | target[:, None]).sum(axes).float()
+        iou = both / either.clamp(min=1)
+    return dice + entropy, iou

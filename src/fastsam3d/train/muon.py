@@ -1,0 +1,91 @@
+"""Muon: momentum whose matrix updates are orthogonalised, batched over matrices of one shape.
+
+Source: Keller Jordan et al., "Muon: an optimizer for hidden layers" (2024), quintic Newton-Schulz
+iteration with its published coefficients; written anew and batched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NUM_STEPS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Push the singular values of each matrix (N, R, C) towards 1; computes in bfloat16 on CUDA."""
+    a, b, c = COEFFICIENTS
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if is_tall else x
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(NUM_STEPS):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.transpose(1, 2) if is_tall else x).to(matrices.dtype)
+
+
+def is_muon_parameter(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is a hidden matrix or convolution, hence for Muon.
+
+    The first and last layers, embeddings and everything one-dimensional stay with AdamW.
+    """
+    edge = ("stem.", "output_tokens", "kinds", "position", "hyper.2", "quality.2", "detail")
+    return parameter.ndim >= 2 and not any(part in name for part in edge)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over parameters with two or more axes; convolutions count as (out, in * kernel).
+
+    Args:
+        params: Parameters to update.
+        lr: Learning rate, the root-mean-square size of an update of a square matrix.
+        momentum: Nesterov momentum.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: defaultdict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
+            for shape, parameters in by_shape.items():
+                self._update(shape, parameters, group)
+
+    def _update(
+        self, shape: tuple[int, int], parameters: list[nn.Parameter], group: dict[str, Any]
+    ) -> None:
+        momentum, rate = float(group["momentum"]), float(group["lr"])
+        grads: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        buffers: list[Tensor] = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            buffers.append(state["momentum"])
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        looked_ahead = torch._foreach_lerp(grads, buffers, momentum)
+        matrices = torch.stack([u.reshape(shape) for u in looked_ahead])
+        updates = orthogonalise(matrices) * max(1.0, shape[0] / shape[1]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - rate * float(group["weight_decay"]))
+        parts = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, parts, alpha=-rate)
