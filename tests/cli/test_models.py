@@ -43,7 +43,7 @@ def test_info_is_json_for_programs(weights: Path, capsys: pytest.CaptureFixture[
     facts = json.loads(capsys.readouterr().out)
 
     assert facts["name"] == "toy"
-    assert facts["architecture"]["family"] == "hr"
+    assert facts["architecture"]["image_size"] == 32
 
 
 def test_verify_accepts_a_sound_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,12 @@ def write_toy_weights(path: Path) -> Path:
     torch.manual_seed(7)
     model = create_model(
         "hr_s",
-        name="toy",
         image_size=32,
         embed_dim=48,
         depth=1,
         num_heads=2,
         out_dim=48,
-        highres=HighResConfig(stem_channels=(4, 8, 8, 8), decoder_channels=(8, 8, 8)),
+        highres=HighResConfig(stem_channels=(8, 8, 8, 8), decoder_channels=(8, 8, 8)),
     )
     card = WeightsCard(
         name="toy",
