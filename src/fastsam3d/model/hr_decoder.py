@@ -22,6 +22,7 @@ from fastsam3d.model.hr_layers import (
     TrunkBlock,
     Upsample,
     axial_rope,
+    double_resolution,
     grid_norm,
 )
 
@@ -253,9 +254,8 @@ class HighResDecoder(nn.Module):
         fine = half_BCIJK.shape[1]
         coarse_weights, detail_weights, offset = weights.split((fine, self.full_channels, 1), dim=2)
         coarse = torch.einsum("bmc,bcijk->bmijk", coarse_weights, half_BCIJK)
-        coarse = functional.interpolate(coarse, scale_factor=2, mode="trilinear")
         detail = functional.gelu(_depth_to_space(self.detail(half_BCIJK)) + full_BCIJK)
-        logits = coarse + torch.einsum("bmc,bcijk->bmijk", detail_weights, detail)
+        logits = double_resolution(coarse) + torch.einsum("bmc,bcijk->bmijk", detail_weights, detail)
         return logits + offset[..., None, None]
 
 

@@ -158,6 +158,24 @@ class Trunk(nn.Module):
         return outputs
 
 
+def double_resolution(x_BCIJK: Tensor) -> Tensor:
+    """Interpolate linearly to twice the grid, as ``interpolate(scale_factor=2, "trilinear")``.
+
+    Where a gradient is wanted it is written with slices, because the gradient of the library call
+    scatters atomically once compiled; slices fuse and stay deterministic.
+    """
+    if not (torch.is_grad_enabled() and x_BCIJK.requires_grad):
+        return functional.interpolate(x_BCIJK, scale_factor=2, mode="trilinear")
+    for axis in (2, 3, 4):
+        size = x_BCIJK.shape[axis]
+        first, last = x_BCIJK.narrow(axis, 0, 1), x_BCIJK.narrow(axis, size - 1, 1)
+        before = torch.cat((first, x_BCIJK.narrow(axis, 0, size - 1)), axis)
+        after = torch.cat((x_BCIJK.narrow(axis, 1, size - 1), last), axis)
+        pair = (0.75 * x_BCIJK + 0.25 * before, 0.75 * x_BCIJK + 0.25 * after)
+        x_BCIJK = torch.stack(pair, axis + 1).flatten(axis, axis + 1)
+    return x_BCIJK
+
+
 class PositionEncoding(nn.Module):
     """Sine and cosine of ROI coordinates at fixed octaves, followed by a learned projection."""
 

@@ -1,0 +1,147 @@
+"""The generator: what a batch must be, whatever was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fastsam3d.errors import DatasetError
+from fastsam3d.train.bank import TrainingBank
+from fastsam3d.train.config import recipe
+from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, draw_axis_matrices
+from fastsam3d.train.generator import BatchDrawer, DrawnBatch, Renderer, _positions
+from fastsam3d.train.shapes import (
+    PRIMITIVE_ID0,
+    REGION_ID0,
+    ShapesConfig,
+    draw_shapes,
+    fill_labels,
+)
+
+from tests.train.toy import SIZE, toy_case
+
+CONFIG = replace(recipe("debug").generator, num_shapes=2, num_painted=2, num_real=6)
+
+
+@pytest.fixture(scope="module")
+def bank() -> TrainingBank:
+    return TrainingBank([toy_case(0), toy_case(1), toy_case(2, has_image=False)], device="cpu")
+
+
+def drawn_batch(bank: TrainingBank, seed: int) -> DrawnBatch:
+    torch.manual_seed(seed)
+    return BatchDrawer(bank, CONFIG, seed=seed).draw()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_is_finite_normalised_and_centred_on_the_first_target(
+    bank: TrainingBank, seed: int
+) -> None:
+    batch = Renderer(bank, CONFIG).render(drawn_batch(bank, seed))
+    assert batch.image.shape == (CONFIG.batch_size, 1, SIZE, SIZE, SIZE)
+    assert torch.isfinite(batch.image).all()
+    assert batch.image.abs().max() < 50
+    assert batch.targets.dtype == torch.bool
+    centre = batch.targets[:, 0, SIZE // 2, SIZE // 2, SIZE // 2]
+    assert centre[batch.weights[:, 0] > 0].all()
+    assert batch.weights.mean() > 0.6
+    share = batch.targets.float().mean((2, 3, 4))
+    used = share[batch.weights > 0]
+    assert ((used > CONFIG.min_share) & (used < CONFIG.max_share)).all()
+
+
+def test_same_seed_same_batch(bank: TrainingBank) -> None:
+    first = Renderer(bank, CONFIG).render(drawn_batch(bank, 5))
+    torch.manual_seed(5)
+    second = Renderer(bank, CONFIG).render(drawn_batch(bank, 5))
+    assert torch.equal(first.image, second.image)
+    assert torch.equal(first.targets, second.targets)
+
+
+def test_real_roi_shows_the_voxels_of_its_case(bank: TrainingBank) -> None:
+    """Without pose and artefacts, the sampled image and ids are those of the case."""
+    plain = replace(CONFIG, warp_voxels=(0.0, 0.0), share_lesion=0.0, share_supervoxel=0.0)
+    drawn = BatchDrawer(bank, plain, seed=1).draw()
+    rows = drawn.axes.shape[0]
+    drawn.axes = torch.eye(3).repeat(rows, 1, 1)
+    drawn.centre = torch.full((rows, 3), 20.0)
+    mip = bank.cases[0].mips[0]
+    drawn.image_offset[:] = mip.offset
+    drawn.image_shape[:] = torch.tensor(mip.shape)
+    drawn.image_scale[:] = 1
+    _, image, inside = Renderer(bank, plain)._sample_bank(drawn)
+    case = toy_case(0)
+    assert case.image is not None
+    assert case.levels is not None
+    whole = torch.from_numpy((case.levels[case.image] + 1000) / 2000)
+    torch.testing.assert_close(image[0], whole[4:36, 4:36, 4:36], atol=2e-3, rtol=0)
+    assert inside.all()
+
+
+def test_centre_of_the_roi_is_the_chosen_voxel(bank: TrainingBank) -> None:
+    drawn = drawn_batch(bank, 3)
+    at = _positions(drawn, SIZE)[:, :, SIZE // 2, SIZE // 2, SIZE // 2]
+    torch.testing.assert_close(at, drawn.centre, atol=1e-4, rtol=0)
+
+
+def test_bank_without_targets_is_refused() -> None:
+    bare = replace(toy_case(0), labels=None, supervoxels=())
+    with pytest.raises(DatasetError, match="No target was found in 1 cases"):
+        TrainingBank([bare], device="cpu")
+
+
+def test_neighbours_are_objects_that_touch(bank: TrainingBank) -> None:
+    labels = bank.cases[0].labels
+    assert labels is not None
+    targets = [target for group in labels.targets for target in group]
+    touching = {t.object_id: set(t.neighbours) for t in targets}
+    assert any(touching.values())
+    assert all(n in touching and n != own for own, near in touching.items() for n in near)
+
+
+def test_primitives_cover_regions_and_spare_set_voxels() -> None:
+    base = torch.zeros(1, 16, 16, 16, dtype=torch.int16)
+    base[:, :4] = 9
+    primitives = torch.zeros(1, 2, 16)
+    primitives[0, 0, :9] = (torch.eye(3) / 0.5).flatten()
+    primitives[0, 0, 13] = 2.0
+    primitives[0, 1] = primitives[0, 0]
+    primitives[0, 1, 9:12] = torch.tensor([-1.0, 0.0, 0.0])
+    fields = torch.full((1, 12, 12, 12, 12), -1.0)
+    fields[:, 4] = 1.0
+    warp = torch.zeros(1, 3, 9, 9, 9)
+    ids = fill_labels(base, fields, torch.ones(1), warp, primitives)
+    assert ids[0, 8, 8, 8] == PRIMITIVE_ID0
+    assert ids[0, 15, 15, 15] == REGION_ID0 + 4
+    assert (ids[:, :4] == 9).all()
+    ball = (ids == PRIMITIVE_ID0).sum() / 8**3  # volume in units of radius^3: 8 voxels per unit
+    assert ball * 8 == pytest.approx(4 / 3 * np.pi, rel=0.1)
+    primitives[0, 1, 15] = 1.0
+    assert (fill_labels(base, fields, torch.ones(1), warp, primitives)[:, :4] != 9).any()
+
+
+def test_shell_is_hollow_and_tube_is_one_object() -> None:
+    config = ShapesConfig(num_blobs=(3, 3), num_tubes=(1, 1), share_shells=1.0, share_nested=0.0)
+    shapes = draw_shapes(np.random.default_rng(0), 1, config)
+    tube = shapes.groups[0, : config.tube_segments]
+    assert set(tube.tolist()) == {0}
+    blobs = shapes.primitives[0, config.tube_segments : config.tube_segments + 3]
+    assert (blobs[:, 14] > 0.5).all()
+
+
+def test_axis_matrices_keep_constants_and_blur() -> None:
+    config = DegradeConfig(share_blur=1.0, share_thick=1.0)
+    matrices = torch.from_numpy(draw_axis_matrices(np.random.default_rng(0), 4, SIZE, config))
+    flat = apply_axis_matrices(torch.ones(4, SIZE, SIZE, SIZE), matrices)
+    torch.testing.assert_close(flat, torch.ones_like(flat), atol=1e-4, rtol=0)
+    noise = torch.randn(4, SIZE, SIZE, SIZE)
+    assert apply_axis_matrices(noise, matrices).std() < 0.8 * noise.std()
+
+
+def test_axis_matrices_without_artefacts_are_the_identity() -> None:
+    config = DegradeConfig(share_blur=0.0, share_thick=0.0)
+    matrices = torch.from_numpy(draw_axis_matrices(np.random.default_rng(0), 2, SIZE, config))
+    image = torch.randn(2, SIZE, SIZE, SIZE)
+    torch.testing.assert_close(apply_axis_matrices(image, matrices), image)
