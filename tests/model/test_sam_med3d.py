@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
 from torch import Tensor
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.model.config import ModelConfig, PatchEncoderConfig
 from fastsam3d.model.sam_med3d import SamMed3D
 from fastsam3d.model.window_attention import WindowAttention
+from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
 
 CONFIGS = [TINY_TEACHER, TINY_STUDENT]
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from fastsam3d.model.config import FASTSAM3D_6L, SAM_MED3D_B, PatchEncoderConfig
+from fastsam3d.model.card import Preprocessing, WeightsCard
+from fastsam3d.model.config import FASTSAM3D_6L, SAM_MED3D_B, ModelConfig, PatchEncoderConfig
 
 TINY_TEACHER = replace(
     SAM_MED3D_B,
@@ -24,3 +25,20 @@ TINY_STUDENT = replace(
     out_dim=48,
     patch=PatchEncoderConfig(num_attention_free_blocks=2, residual_after_norm=True),
 )
+
+
+def tiny_card(config: ModelConfig = TINY_TEACHER, **changes: object) -> WeightsCard:
+    card = WeightsCard(
+        name=config.name,
+        architecture=config,
+        preprocessing=Preprocessing(
+            normalisation="foreground_zscore",
+            image_size=config.image_size,
+            spacings_mm=(1.0, 1.5),
+        ),
+        licence="Apache-2.0",
+        training_data=("random numbers",),
+        sha256="0" * 64,
+        created="2026-11-22",
+    )
+    return replace(card, **changes)

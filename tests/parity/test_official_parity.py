@@ -7,6 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
+from fastsam3d.model.config import FASTSAM3D_6L, SAM_MED3D_B
+from fastsam3d.model.embedding import ImageEmbedding
+from fastsam3d.model.sam_med3d import SamMed3D
 from tests.parity.golden import (
     STUDENT_SMALL,
     TEACHER_SMALL,
@@ -16,11 +21,6 @@ from tests.parity.golden import (
     load_golden,
     use_path,
 )
-from torch import Tensor
-
-from fastsam3d.model.config import FASTSAM3D_6L, SAM_MED3D_B
-from fastsam3d.model.embedding import ImageEmbedding
-from fastsam3d.model.sam_med3d import SamMed3D
 
 PATHS = ("fast", "reference")
 TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ the values below. The module imports nothing heavy, so that listing models does 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from fastsam3d.errors import ConfigError
 
@@ -87,6 +87,17 @@ class ModelConfig:
     highres: HighResConfig = field(default_factory=HighResConfig)
 
     def __post_init__(self) -> None:
+        if self.family not in get_args(Family) or self.patch.attention not in get_args(
+            AttentionPath
+        ):
+            msg = (
+                f"family must be one of {get_args(Family)} and patch.attention one of "
+                f"{get_args(AttentionPath)}, got {self.family!r} and {self.patch.attention!r}."
+            )
+            raise ConfigError(msg)
+        if min(self.image_size, self.patch_size, self.embed_dim, self.num_heads, self.out_dim) < 1:
+            msg = f"Sizes must be positive, got {self!r}; correct the one that is not."
+            raise ConfigError(msg)
         if self.embed_dim % self.num_heads:
             msg = (
                 f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
