@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_FILES: Final = 20_000
 MAX_HEADER_VALUE_BYTES: Final = 64 * 1024
 """Larger values (private tags) are left in the file."""
+DICOMDIR_CLASS: Final = "1.2.840.10008.1.3.10"
 DEFLATED_SYNTAX: Final = "1.2.840.10008.1.2.1.99"
 NATIVE_SYNTAXES: Final = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 ORIENTATION_TOLERANCE: Final = 1e-3
@@ -103,9 +104,12 @@ def _read_headers(folder: Path) -> list[tuple[Path, Any]]:
     headers: list[tuple[Path, Any]] = []
     for path in paths:
         dataset = _read_one_header(path)
-        # A DICOMDIR has no series; it is an index, not an image.
-        if dataset is not None and "SeriesInstanceUID" in dataset:
-            headers.append((path, dataset))
+        if dataset is None or dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR_CLASS:
+            continue
+        if "SeriesInstanceUID" not in dataset:
+            message = f"DICOM file {path.name!r} belongs to no series; copy or export it again."
+            raise VolumeReadError(message)
+        headers.append((path, dataset))
     if not headers:
         message = "Folder holds no DICOM series; give the folder that holds the slices themselves."
         raise VolumeReadError(message)
@@ -299,7 +303,8 @@ def _read_pixels(slices: Sequence[_Slice]) -> NDArray[Any]:
     check_announced(num_voxels * 4, num_voxels * 4, is_compressed=False)
     planes = [_read_plane(item) for item in slices]
     # Slices may differ in type: one with slope 1 is integer, one with slope 0.7 is not.
-    dtype = np.result_type(*(plane.dtype for plane in planes))
+    dtypes = {plane.dtype for plane in planes}
+    dtype = np.float32 if np.dtype(np.float32) in dtypes else np.result_type(*dtypes)
     array = np.empty((*slices[0].size, len(slices)), dtype=dtype, order="F")
     for index, plane in enumerate(planes):
         array[:, :, index] = plane

@@ -7,6 +7,7 @@ k, j, i; both end here.
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import SimpleITK
 
 from fastsam3d.errors import VolumeReadError, VolumeWriteError
-from fastsam3d.io.streams import check_announced
+from fastsam3d.io.streams import GZIP_MAGIC, check_announced, check_gzip
 from fastsam3d.volume import Geometry, SourceHeader, Volume
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ sitk: Any = SimpleITK  # Its annotations are not checkable.
 
 _READERS: Final = {"nrrd": "NrrdImageIO", "meta": "MetaImageIO"}
 _HEADER_BYTES: Final = 64 * 1024
+_HEADER_END: Final = re.compile(rb"\r?\n\r?\n")
 _DATA_FILE: Final = re.compile(
     rb"^[ \t]*(?:data ?file[ \t]*:|ElementDataFile[ \t]*=)[ \t]*([^\r\n]*)", re.MULTILINE | re.I
 )
@@ -53,9 +55,12 @@ def read_itk(path: Path, kind: Literal["nrrd", "meta"]) -> Volume:
         reader.ReadImageInformation()
         grid = _checked_grid(reader, path.stat().st_size + data_path.stat().st_size)
         geometry = Geometry.from_itk(*grid)
+        if kind == "nrrd":
+            num_bytes = math.prod(grid[0]) * _bits_per_voxel(reader) // 8
+            _check_gzip(data_path, num_bytes, is_detached=data_path != path)
         image: Any = reader.Execute()
     except RuntimeError as error:
-        message = f"Data is damaged or truncated ({_reason(error)}); copy or export it again."
+        message = f"Data is damaged or truncated ({_reason(error, path)}); copy or export it again."
         raise VolumeReadError(message) from error
     array: NDArray[Any] = sitk.GetArrayFromImage(image).T
     _, spacing, origin, direction = grid
@@ -89,14 +94,16 @@ def write_itk(
         image.SetDirection(direction)
         sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
     except RuntimeError as error:
-        message = f"SimpleITK could not write the file ({_reason(error)}); check disk and name."
+        message = (
+            f"SimpleITK could not write the file ({_reason(error, path)}); check disk and name."
+        )
         raise VolumeWriteError(message) from error
 
 
 def _data_path(path: Path) -> Path:
     """Return the file that holds the voxels; refuse one outside of the header's folder."""
     with path.open("rb") as stream:
-        found = _DATA_FILE.search(stream.read(_HEADER_BYTES).split(b"\n\n")[0])
+        found = _DATA_FILE.search(_HEADER_END.split(stream.read(_HEADER_BYTES), 1)[0])
     name = found[1].decode("utf-8", "replace").strip() if found else "LOCAL"
     if name.upper() == "LOCAL":
         return path
@@ -113,6 +120,17 @@ def _data_path(path: Path) -> Path:
     return data_path
 
 
+def _check_gzip(path: Path, num_bytes: int, *, is_detached: bool) -> None:
+    """Inflate the voxels of a NRRD file once for their checksum, which teem does not look at."""
+    with path.open("rb") as raw:
+        head = b"" if is_detached else raw.read(_HEADER_BYTES)
+        end = _HEADER_END.search(head)
+        raw.seek(end.end() if end else 0)
+        if raw.read(2) == GZIP_MAGIC:
+            raw.seek(-2, os.SEEK_CUR)
+            check_gzip(raw, num_bytes)
+
+
 def _checked_grid(
     reader: Any, file_bytes: int
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
@@ -126,8 +144,7 @@ def _checked_grid(
     if len(size) < 2 or min(size) < 1 or any(n > 1 for n in size[3:]):
         message = f"Volume must be 3-D and not empty, got shape {tuple(size)}; select one volume."
         raise VolumeReadError(message)
-    num_bits = int("".join(c for c in pixel.partition("-")[0] if c.isdigit()) or 64)
-    check_announced(math.prod(size) * num_bits // 8, file_bytes, is_compressed=True)
+    check_announced(math.prod(size) * _bits_per_voxel(reader) // 8, file_bytes, is_compressed=True)
     num_axes, num_kept = len(size), min(len(size), 3)
     spacing, origin, direction = np.ones(3), np.zeros(3), np.eye(3)
     spacing[:num_kept] = reader.GetSpacing()[:3]
@@ -142,9 +159,16 @@ def _checked_grid(
     )
 
 
-def _reason(error: RuntimeError) -> str:
-    """Return the last line of ITK's report, which says what happened; paths are left out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _bits_per_voxel(reader: Any) -> int:
+    name = str(sitk.GetPixelIDValueAsString(reader.GetPixelID()))  # Such as "16-bit signed integer"
+    digits = name.partition("-")[0]
+    return int(digits) if digits.isdigit() else 64
+
+
+def _reason(error: RuntimeError, path: Path) -> str:
+    """Return the last line of ITK's report, which says what happened, without the folder."""
+    report = str(error).replace(f"{path.parent}{os.sep}", "")
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
     # MetaImage's "Reason" is the C library's last error, often "Success".
     told = [line for line in lines if not line.startswith("Reason:")]
     return told[-1].rpartition(": ")[2] if told else "no reason given"

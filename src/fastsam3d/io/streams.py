@@ -22,15 +22,16 @@ MAX_INFLATION: Final = 1032
 GZIP_LEVEL: Final = 1
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _HEAD_BYTES: Final = 4096
+_CHUNK_BYTES: Final = 2**20
 
-_gzip: Any = gzip
+_gzip_file: Any = gzip.GzipFile
 _damaged_stream: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
 try:  # Optional: the same format, read twice and written ten times as fast as by zlib.
     from isal import igzip, isal_zlib
 except ImportError:  # pragma: no cover - depends on the environment
     pass
 else:
-    _gzip = igzip
+    _gzip_file = igzip.IGzipFile
     _damaged_stream = (*_damaged_stream, cast("type[Exception]", isal_zlib.error))
 
 Format = Literal["nifti", "nrrd", "meta", "dicom"]
@@ -86,13 +87,12 @@ def is_gzip(path: Path) -> bool:
 
 def open_inflated(path: Path) -> BinaryIO:
     """Open a file for reading, through gzip where its content (not its name) is gzip."""
-    return cast("BinaryIO", _gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
+    return cast("BinaryIO", _gzip_file(path, "rb")) if is_gzip(path) else path.open("rb")
 
 
 def gzip_writer(raw: BinaryIO) -> BinaryIO:
     """Open a fast gzip stream into `raw`, without name or time: equal data gives equal files."""
-    opener = _gzip.GzipFile if _gzip is gzip else _gzip.IGzipFile
-    return cast("BinaryIO", opener("", "wb", GZIP_LEVEL, raw, mtime=0))
+    return cast("BinaryIO", _gzip_file("", "wb", GZIP_LEVEL, raw, mtime=0))
 
 
 def fill(stream: BinaryIO, buffer: bytearray | memoryview) -> memoryview:
@@ -114,6 +114,26 @@ def fill(stream: BinaryIO, buffer: bytearray | memoryview) -> memoryview:
         message = f"Compressed data is damaged or truncated ({error}); copy or download it again."
         raise VolumeReadError(message) from error
     return view[:filled]
+
+
+def check_gzip(raw: BinaryIO, max_bytes: int) -> None:
+    """Inflate a gzip stream from its current position to its end without keeping anything.
+
+    Args:
+        raw: Stream at the gzip magic.
+        max_bytes: What the header announces; inflating stops beyond it.
+
+    Raises:
+        VolumeReadError: It is cut off, its checksum is wrong, or it holds more than announced.
+    """
+    buffer = bytearray(_CHUNK_BYTES)
+    num_bytes = 0
+    with _gzip_file(fileobj=raw) as stream:
+        while num_bytes <= max_bytes and (count := len(fill(stream, buffer))):
+            num_bytes += count
+    if num_bytes > max_bytes:
+        message = f"Data holds more than the {max_bytes} bytes that its header announces."
+        raise VolumeReadError(message)
 
 
 def check_announced(num_bytes: int, file_bytes: int, *, is_compressed: bool) -> None:
