@@ -79,6 +79,14 @@ def test_constant_rois_become_zeros(method, value):
 
 
 @pytest.mark.parametrize("method", NORMALISATIONS)
+def test_rounding_noise_is_not_blown_up(method):
+    image, valid = random_rois()
+    noise = 1000 + (image - 100) * 2e-5  # deviation 1e-3 of 1000: what interpolation leaves
+    assert (normalise(noise, valid, method=method) == 0).all()
+    assert normalise(1000 + (image - 100) * 2e-3, valid, method=method).std() > 0.5
+
+
+@pytest.mark.parametrize("method", NORMALISATIONS)
 def test_an_roi_outside_of_the_scan_becomes_zeros(method):
     image, valid = random_rois()
     assert (normalise(image, ~valid, method=method) == 0).all()

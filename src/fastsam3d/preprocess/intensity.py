@@ -25,6 +25,8 @@ UPPER_PERCENTILE = 99.5
 SAMPLE_START = 2
 SAMPLE_STRIDE = 4
 MIN_STD = 1e-6
+# Interpolating a constant scan leaves rounding noise of about 1e-6 of its brightness.
+MIN_RELATIVE_STD = 1e-5
 # Fewer valid voxels than this on the coarse sample mean a scan thinner than its stride, within the
 # ROI; the statistics then come from the centre of the ROI, where the click is.
 MIN_SAMPLES = 64
@@ -45,7 +47,8 @@ def roi_percentile_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:
 
     Returns:
         Normalised image, float32, same shape; voxels outside the scan have the value of the
-        lower percentile; all zeros where the deviation is below `MIN_STD` or nothing is valid.
+        lower percentile; all zeros where nothing is valid or the deviation is below `MIN_STD` or
+        `MIN_RELATIVE_STD` of the brightness.
     """
     sample_BT, is_used_BT = _statistics_sample(image_B1IJK, valid_B1IJK)
     count_B1 = is_used_BT.sum(1, keepdim=True)
@@ -56,7 +59,7 @@ def roi_percentile_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:
     mean_B1 = clipped_BT.sum(1, keepdim=True) / divisor_B1
     deviation_BT = torch.where(is_used_BT, clipped_BT - mean_B1, 0.0)
     std_B1 = (deviation_BT.square().sum(1, keepdim=True) / divisor_B1).sqrt()
-    scale_B1 = torch.where(std_B1 > MIN_STD, 1.0 / std_B1.clamp(min=MIN_STD), 0.0)
+    scale_B1 = _inverse(std_B1, brightness=torch.maximum(low_B1.abs(), high_B1.abs()))
     low, high, mean, scale = (
         value_B1[:, :, None, None, None] for value_B1 in (low_B1, high_B1, mean_B1, scale_B1)
     )
@@ -76,7 +79,7 @@ def foreground_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:
 
     Returns:
         Normalised image, float32, same shape; all zeros where the foreground has fewer than two
-        voxels or a deviation below `MIN_STD`.
+        voxels or too small a deviation, as above.
 
     Source: the preprocessing of SAM-Med3D (uni-medical/SAM-Med3D, Apache-2.0), which is
         torchio's ZNormalization with a mask of positive voxels and the unbiased deviation.
@@ -86,13 +89,14 @@ def foreground_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:
     is_foreground = image > 0
     axes = (1, 2, 3, 4)
     # Depths below the brightest voxel: exactly zero for a constant foreground.
-    image = image - image.amax(axes, keepdim=True)
+    brightest = image.amax(axes, keepdim=True)
+    image = image - brightest
     count = is_foreground.sum(axes, keepdim=True)
     mean = torch.where(is_foreground, image, 0.0).sum(axes, keepdim=True) / count.clamp(min=1)
     squares = torch.where(is_foreground, image - mean, 0.0).square().sum(axes, keepdim=True)
     std = (squares / (count - 1).clamp(min=1)).sqrt()
-    scale = torch.where((std > MIN_STD) & (count > 1), 1.0 / std.clamp(min=MIN_STD), 0.0)
-    return (image - mean) * scale
+    scale = _inverse(std, brightness=brightest.abs())
+    return (image - mean) * torch.where(count > 1, scale, 0.0)
 
 
 NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -117,6 +121,12 @@ def normalise(image_B1IJK: Tensor, valid_B1IJK: Tensor, *, method: str) -> Tenso
         message = f"Normalisation must be one of {known}, got {method!r}; correct the weights card."
         raise ConfigError(message)
     return NORMALISATIONS[method](image_B1IJK, valid_B1IJK)
+
+
+def _inverse(std: Tensor, *, brightness: Tensor) -> Tensor:
+    """Return 1 / std, and 0 where the deviation is only noise of the arithmetic."""
+    floor = (brightness * MIN_RELATIVE_STD).clamp(min=MIN_STD)
+    return torch.where(std > floor, 1.0 / std.clamp(min=MIN_STD), 0.0)
 
 
 def _statistics_sample(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> tuple[Tensor, Tensor]:

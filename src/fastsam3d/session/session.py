@@ -1,0 +1,295 @@
+"""The local segmenter: keeps a volume and its prompts in order, owns no arithmetic.
+
+A session belongs to one thread at a time: it takes no locks. Its state is one immutable history
+that is replaced as a whole, and only after a prompt has been answered: an error, or an interrupt,
+leaves the session as it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+import torch
+
+from fastsam3d.errors import ConfigError, PromptError, SessionStateError
+from fastsam3d.model.registry import load_card, load_model
+from fastsam3d.prompts import MaskPrompt, Point, PromptSet
+from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
+from fastsam3d.session.history import History
+from fastsam3d.session.predictor import Predictor
+from fastsam3d.session.rounds import Round
+from fastsam3d.session.scale import ScalePolicy
+from fastsam3d.volume import Mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fastsam3d.preprocess.roi import Roi
+    from fastsam3d.prompts import Box, Prompt
+    from fastsam3d.segmenter import Prediction
+    from fastsam3d.session.predictor import PromptableModel
+    from fastsam3d.volume import Volume
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_volume_ids = itertools.count()
+
+
+class Session:
+    """Segments one object of one volume, prompt by prompt; a `fastsam3d.segmenter.Segmenter`.
+
+    The answer to several prompts is defined as that of giving them one by one: each round is fed
+    the mask of the round before, and all points so far. It does not depend on what was undone.
+
+    Args:
+        predictor: Runs the model.
+        policy: How the ROI is chosen; by default the preprocessing's spacings and the policy's
+            other defaults.
+        cache_bytes: Bound of the memory of embeddings at hand.
+
+    Example:
+        >>> session = Session.from_pretrained("hr_s")  # doctest: +SKIP
+        >>> session.set_volume(read_volume("ct.nii.gz"))  # doctest: +SKIP
+        >>> session.add_point((120, 88, 40)).mask  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        policy: ScalePolicy | None = None,
+        cache_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self.predictor = predictor
+        if policy is None:
+            policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
+        self.policy = policy
+        self._cache = EmbeddingCache(cache_bytes)
+        self._volume: Volume | None = None
+        self._volume_id = -1
+        self._history = History()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "hr_s",
+        *,
+        device: Device = "auto",
+        policy: ScalePolicy | None = None,
+    ) -> Self:
+        """Make a session with the weights of a registry name or a .safetensors file.
+
+        Args:
+            name_or_path: Which weights; their card says how they want their input.
+            device: Where to compute; "auto" takes CUDA if there is any.
+            policy: As the constructor.
+
+        Raises:
+            ModelNotFoundError: No such model.
+            CheckpointError: The weights are damaged or do not fit their card.
+            ConfigError: CUDA is asked for and absent.
+        """
+        chosen = choose_device(device)
+        card = load_card(name_or_path)
+        model = cast("PromptableModel", load_model(name_or_path, device=chosen))
+        predictor = Predictor(
+            model,
+            card.preprocessing,
+            device=chosen,
+            model_id=card.sha256,
+        )
+        return cls(predictor, policy=policy)
+
+    @property
+    def volume(self) -> Volume:
+        """The volume.
+
+        Raises:
+            SessionStateError: There is none.
+        """
+        if self._volume is None:
+            message = "There is no volume yet; call set_volume(volume) first."
+            raise SessionStateError(message)
+        return self._volume
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts so far, oldest first."""
+        state = self._history.current
+        return PromptSet() if state is None else state.prompts
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The latest answer; None before the first prompt."""
+        state = self._history.current
+        return None if state is None else state.prediction
+
+    @property
+    def logits(self) -> tuple[Roi, Tensor] | None:
+        """The latest ROI and the model's logits in it, for advanced use.
+
+        The logits are float32, (S, S, S), RAS-canonical axes; S is the model's `logits_size` and
+        spans the whole ROI. None while no prompt has placed the ROI. Not to be changed.
+        """
+        state = self._history.current
+        if state is None or state.roi is None or state.prompt_logits is None:
+            return None
+        return state.roi, state.prompt_logits
+
+    def set_volume(self, volume: Volume) -> None:
+        """Start anew on a volume, without prompts.
+
+        Args:
+            volume: Not to be changed while the session uses it.
+        """
+        self._cache.clear()
+        self._volume, self._volume_id = volume, next(_volume_ids)
+        self._history = History()
+
+    def add_point(
+        self, point: Point | Iterable[float], *, positive: bool | None = None
+    ) -> Prediction:
+        """Add a click.
+
+        Args:
+            point: A point, or voxel indices i, j, k of the volume as stored.
+            positive: Whether plain indices are on the object (the default) or on background; a
+                `Point` knows by itself.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: The point lies outside of the volume, or has two signs.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        if not isinstance(point, Point):
+            point = Point.voxel(point, positive=positive is not False)
+        elif positive is not None and positive != point.positive:
+            message = f"Point says positive={point.positive}, got positive={positive}; drop one."
+            raise PromptError(message)
+        return self._add(point)
+
+    def add_box(self, box: Box) -> Prediction:
+        """Add a box around the object; of several boxes the latest counts.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: The box lies outside of the volume.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        return self._add(box)
+
+    def add_mask(self, mask: MaskPrompt | Mask) -> Prediction:
+        """Go on from a mask on the volume's grid.
+
+        By itself the mask is the answer; with points or a box, before or after, it takes the
+        place of the mask of the round before. A mask without foreground is ignored.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: The mask lies on another grid.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        if isinstance(mask, Mask):
+            mask = MaskPrompt(mask.array, mask.geometry)
+        return self._add(mask)
+
+    def predict(self, prompts: PromptSet) -> Prediction:
+        """Replace all prompts.
+
+        Rounds whose prompts are the same as before are not played again.
+
+        Args:
+            prompts: All prompts, oldest first; at least one.
+
+        Returns:
+            The answer to the last prompt. Its times are the sum over the rounds that were
+            played, and `changed` is relative to the answer before this call.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: There is no prompt, or one does not fit the volume.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        volume = self.volume
+        if not prompts.prompts:
+            message = "There is no prompt to answer; add a point, a box or a mask."
+            raise PromptError(message)
+        history = self._history.shared_with(prompts)
+        played: list[Prediction] = []
+        for count in range(len(history.states) + 1, len(prompts) + 1):
+            part = PromptSet(prompts.prompts[:count])
+            state = self._round(volume, part).play(history.current)
+            history = history.push(state)
+            played.append(state.prediction)
+        answer = replace(
+            history.states[-1].prediction,
+            encode_ms=sum(prediction.encode_ms for prediction in played),
+            click_ms=sum(prediction.click_ms for prediction in played),
+        )
+        return self._replace_history(history, answer)
+
+    def undo(self) -> Prediction | None:
+        """Take the latest prompt back.
+
+        Returns:
+            The answer to the prompts that are left, exactly as it was, with `changed` relative to
+            the answer taken back; None when no prompt is left.
+
+        Raises:
+            SessionStateError: There is nothing to take back.
+        """
+        if self._history.current is None:
+            message = "There is nothing to undo; call add_point, add_box or add_mask first."
+            raise SessionStateError(message)
+        history = self._history.pop()
+        left = history.current
+        if left is None:
+            self._history = history
+            return None
+        return self._replace_history(history, left.prediction)
+
+    def reset(self) -> None:
+        """Forget all prompts; the volume and its embeddings stay."""
+        self._history = History()
+
+    def _add(self, prompt: Prompt) -> Prediction:
+        return self.predict(self.prompts.add(prompt))
+
+    def _round(self, volume: Volume, prompts: PromptSet) -> Round:
+        return Round(
+            predictor=self.predictor,
+            policy=self.policy,
+            cache=self._cache,
+            volume=volume,
+            volume_id=self._volume_id,
+            given=prompts,
+        )
+
+    def _replace_history(self, history: History, answer: Prediction) -> Prediction:
+        shown = self.prediction
+        self._history = history
+        changed = answer.region if shown is None else answer.region.union(shown.region)
+        return replace(answer, changed=changed)
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device of a choice.
+
+    Raises:
+        ConfigError: An unknown choice, or CUDA where there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if device not in {"cpu", "cuda"}:
+        message = f"Device must be auto, cpu or cuda, got {device!r}; choose one."
+        raise ConfigError(message)
+    if device == "cuda" and not has_cuda:
+        message = "CUDA was asked for but torch sees no such device; use device='auto' or 'cpu'."
+        raise ConfigError(message)
+    return torch.device(device)
