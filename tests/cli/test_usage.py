@@ -16,6 +16,16 @@ def test_points_keep_their_order_and_sign() -> None:
     )
 
 
+def test_prompts_go_from_coarse_to_fine() -> None:
+    options = PromptOptions(point=("1,2,3",), negative=("7,8,9",), box="0,0,0,5,5,5")
+
+    assert options.to_prompt_set().prompts == (
+        Box.voxel((0, 0, 0), (5, 5, 5)),
+        Point.voxel((1, 2, 3)),
+        Point.voxel((7, 8, 9), positive=False),
+    )
+
+
 def test_a_box_alone_is_enough() -> None:
     prompts = PromptOptions(box="1,2,3,11,12,13").to_prompt_set()
 

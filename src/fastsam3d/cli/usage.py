@@ -54,7 +54,7 @@ class PromptOptions:
     frame: Literal["RAS", "LPS"] | None = None
 
     def to_prompt_set(self) -> PromptSet:
-        """Parse every prompt, in the order points, negatives, box.
+        """Parse every prompt, in the order box, points, negatives: from coarse to fine.
 
         Returns:
             The prompts in the frame that they were written in.
@@ -72,11 +72,13 @@ class PromptOptions:
         if self.space == "voxel" and self.frame is not None:
             raise UsageError("--frame is for --space world; voxel indices have no frame.")
         prompts = PromptSet()
+        if self.box is not None:
+            prompts = prompts.add(self._box(self.box))
         for text in self.point:
             prompts = prompts.add(self._point("--point", text, positive=True))
         for text in self.negative:
             prompts = prompts.add(self._point("--negative", text, positive=False))
-        return prompts if self.box is None else prompts.add(self._box(self.box))
+        return prompts
 
     def _point(self, option: str, text: str, *, positive: bool) -> Point:
         from fastsam3d.prompts import Point
