@@ -201,6 +201,7 @@ NOT_A_GRID = {
     "negative size": (zooms(2, 3, -4, **QFORM), "must be positive"),
     "NaN rotation": (nifti(sform_code=0, qform_code=1, quatern=(np.nan, 0, 0)), "finite"),
     "singular": (nifti(srow=SROW[:8] + (0,) * 4), "singular"),
+    "signalling NaN": (nifti()[:280] + b"\1\0\x80\x7f" + nifti()[284:], "finite"),
     "NaN sform": (nifti(srow=(np.nan, *SROW[1:])), "finite"),
 }
 WRONG = {

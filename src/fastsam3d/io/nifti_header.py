@@ -107,15 +107,17 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
         raise VolumeReadError(message)
     fields = _fields(raw)
     _check_magic(bytes(fields["magic"]))
-    shape, dtype = _shape(fields), _voxel_dtype(fields)
-    return NiftiHeader(
-        raw=raw,
-        geometry=_geometry(fields, shape),
-        dtype=dtype.newbyteorder(byte_order(raw)),
-        offset=_data_offset(fields),
-        slope=_scale(fields)[0],
-        intercept=_scale(fields)[1],
-    )
+    # Signalling NaNs warn when they are converted; the checks below tell of them in words.
+    with np.errstate(invalid="ignore"):
+        slope, intercept = _scale(fields)
+        return NiftiHeader(
+            raw=raw,
+            geometry=_geometry(fields, _shape(fields)),
+            dtype=_voxel_dtype(fields).newbyteorder(byte_order(raw)),
+            offset=_data_offset(fields),
+            slope=slope,
+            intercept=intercept,
+        )
 
 
 def make_header(geometry: Geometry, dtype: np.dtype[Any], source: SourceHeader | None) -> bytes:
@@ -284,7 +286,8 @@ def _kept_fields(geometry: Geometry, source: SourceHeader | None) -> Any:
     if source is None or not isinstance(source.payload, bytes):
         return None
     fields = _fields(source.payload)
-    is_same = _geometry(fields, _shape(fields)) == geometry
+    with np.errstate(invalid="ignore"):
+        is_same = _geometry(fields, _shape(fields)) == geometry
     return fields if is_same else None
 
 
