@@ -49,7 +49,7 @@ def test_round_trip_through_json(name: str) -> None:
         ("architecture", [], "architecture must be a JSON object"),
         ("architecture.depth", "3", "depth must be of type int"),
         ("architecture.depth", True, "depth must be of type int"),
-        ("architecture.depth", 10**9, "depth must be between 0 and 8192"),
+        ("architecture.depth", 10**9, "depth must be between 0 and 4096"),
         ("architecture.mlp_ratio", float("nan"), "mlp_ratio must be between"),
         ("architecture.num_heads", 5, "embed_dim must be a multiple of num_heads"),
         ("architecture.num_heads", 0, "Sizes must be positive"),
@@ -62,6 +62,13 @@ def test_round_trip_through_json(name: str) -> None:
 def test_wrong_entries_are_refused(entry: str, value: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         WeightsCard.from_dict(edited(entry, value))
+
+
+def test_a_grid_beyond_any_use_is_refused() -> None:
+    data = tiny_card(MODEL_CONFIGS["hr_s"]).to_dict()
+    data["architecture"]["patch_size"] = 1
+    with pytest.raises(CheckpointError, match="image_size must be at most 64 patches"):
+        WeightsCard.from_dict(data)
 
 
 @pytest.mark.parametrize("entry", list(tiny_card().to_dict()))

@@ -22,8 +22,9 @@ Normalisation = Literal["roi_percentile_zscore", "foreground_zscore"]
 FORMAT_VERSION = 1
 # A card is a page of text; anything larger is not a card.
 _MAX_CARD_BYTES = 1_000_000
-# Far above any real width, depth or image size; keeps a hostile card from building for hours.
-_MAX_SIZE = 8192
+# Far above any real width, depth or image size; bounds what a hostile card makes us build.
+_MAX_SIZE = 4096
+_MAX_GRID_SIZE = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -167,6 +168,9 @@ def _architecture(data: object) -> ModelConfig:
         raise CheckpointError(msg) from error
     reference = ModelConfig(name="", family="hr").to_dict()
     _check_types(entries, reference, "architecture")
+    if config.grid_size > _MAX_GRID_SIZE:
+        expected = f"at most {_MAX_GRID_SIZE} patches"
+        raise _wrong("architecture.image_size", expected, config.image_size)
     return config
 
 

@@ -90,14 +90,29 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
     except SafetensorError as error:
         msg = f"Weights file {path} is not a safetensors file ({error}); fetch it again."
         raise CheckpointError(msg) from error
-    return (dequantise(tensors) if card.quantisation == "int8" else tensors), card
+    state = dequantise(tensors) if card.quantisation == "int8" else tensors
+    _check_trunk_size(card, state, path)
+    return state, card
+
+
+def _check_trunk_size(card: WeightsCard, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a card whose network is far larger than its weights, before it is allocated."""
+    config = card.architecture
+    trunk = config.depth * 2 * int(config.mlp_ratio * config.embed_dim) * config.embed_dim
+    held = sum(tensor.numel() for tensor in state.values())
+    if trunk > held:
+        msg = (
+            f"Weights file {path} does not fit its architecture: the trunk alone needs {trunk} "
+            f"numbers and the file holds {held}; fetch weights and card again."
+        )
+        raise CheckpointError(msg)
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Check that a state dict has every entry of a model with its shape, and no other.
 
     Args:
-        model: The network; it may live on the ``meta`` device.
+        model: The network.
         state: Tensors by name.
         source: File to name in the error.
 

@@ -70,7 +70,8 @@ def dequantise(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if scale is None or tensor.ndim == 0 or scale.shape != tensor.shape[:1]:
                 msg = f"Quantised tensor {name} lacks its scales; fetch the weights again."
                 raise CheckpointError(msg)
-            state[name] = tensor.float() * scale.float().view(-1, *([1] * (tensor.ndim - 1)))
+            # In place: large temporaries cost more here than the arithmetic.
+            state[name] = tensor.float().mul_(scale.view(-1, *([1] * (tensor.ndim - 1))))
         else:
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     if scales:

@@ -135,17 +135,14 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
         ModelNotFoundError: Nothing has that name, or no file is there.
         CheckpointError: The weights are damaged or do not fit their card.
     """
-    import torch  # noqa: PLC0415 (listing models must not load it)
-
     from fastsam3d.model.checkpoint import check_fit, load_state  # noqa: PLC0415 (loads torch)
 
     path = find_weights(name_or_path)
     state, card = load_state(path)
-    # First without memory: a card with absurd sizes is refused before anything is allocated.
-    with torch.device("meta"):
-        check_fit(build_model(card.architecture), state, path)
     model = build_model(card.architecture)
-    model.load_state_dict(state, strict=True)
+    check_fit(model, state, path)
+    # The tensors just read become the parameters; a copy would double time and memory.
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval().to(device)
 
 
