@@ -166,6 +166,16 @@ def test_half_precision_runs_and_stays_near_float32() -> None:
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@torch.no_grad()
+def test_autocast_runs_and_stays_near_float32(config: ModelConfig) -> None:
+    model = random_model(config)
+    exact, _ = model.decode_masks(model.encode_image(random_image()), *prompts())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, _ = model.decode_masks(model.encode_image(random_image()), *prompts())
+    assert (rounded.float() - exact).norm() < 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -72,11 +72,9 @@ class SamMed3D(nn.Module):
         Returns:
             Low-res mask logits (B, M, L, L, L) and predicted quality (B, M), M = 3 or 1.
         """
-        tokens = embedding.tokens
-        prompts = self.prompt_encoder(points.to(tokens.device), labels, boxes, mask_logits)
-        return self.mask_decoder(
-            tokens, self.prompt_encoder.encode_grid(), prompts, multimask=multimask
-        )
+        prompts = self.prompt_encoder(points, labels, boxes, mask_logits)
+        grid_pe = self.prompt_encoder.encode_grid()
+        return self.mask_decoder(embedding.tokens, grid_pe, prompts, multimask=multimask)
 
     def forward_intermediates(
         self, image_B1IJK: Tensor, indices: Sequence[int] | None = None

@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         if self.extent > size:
             q_bias, k_bias, v_bias = self.qkv.bias.view(3, self.num_heads, -1)
             virtual = padding_bias(terms, q_bias, self.tables).view(*q.shape[:3], 1)
-            bias = torch.cat([bias, virtual], dim=-1)
+            bias = torch.cat([bias, virtual.to(bias.dtype)], dim=-1)
             k = _append_token(k, k_bias)
             v = _append_token(v, v_bias)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -95,4 +95,5 @@ def _join_heads(x_BHTD: Tensor) -> Tensor:
 
 def _append_token(x_BHTD: Tensor, token_HD: Tensor) -> Tensor:
     batch = x_BHTD.shape[0]
-    return torch.cat([x_BHTD, token_HD[:, None].expand(batch, -1, 1, -1)], dim=2)
+    token = token_HD.to(x_BHTD.dtype)[:, None].expand(batch, -1, 1, -1)
+    return torch.cat([x_BHTD, token], dim=2)
