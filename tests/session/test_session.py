@@ -10,7 +10,7 @@ from fastsam3d.errors import CheckpointError, ConfigError, PromptError, SessionS
 from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import Segmenter
 from fastsam3d.session import Predictor, ScalePolicy, Session
-from fastsam3d.volume import Geometry, Mask, Region, Volume
+from fastsam3d.volume import Geometry, Mask, Region, SourceHeader, Volume
 from tests.session.phantoms import BrightModel, ball_truth, ball_volume, dice
 
 CLICK = (30, 30, 30)
@@ -445,3 +445,19 @@ def test_devices_that_are_not_there_are_refused(device):
         pytest.skip("has CUDA")
     with pytest.raises(ConfigError, match=r"[Dd]evice|CUDA"):
         Session.from_pretrained("hr_s", device=device)
+
+
+def test_the_mask_is_written_with_the_volumes_header():
+    plain = ball_volume()
+    header = SourceHeader("itk", (1.0, 2.0))
+    session = make_session(Volume(plain.array, plain.geometry, source=header))
+    assert session.add_point(CLICK).mask.source is header
+
+
+def test_a_box_that_does_not_fit_in_the_roi_moves_it():
+    session = make_session(spacings_mm=(0.6,), max_refinements=0, max_growths=0)
+    first = session.add_point(CLICK)
+    second = session.add_box(Box.voxel((5, 5, 5), (45, 45, 45)))
+    box = Region((5, 5, 5), (45, 45, 45))
+    assert first.roi.union(box) != first.roi
+    assert second.roi.union(box) == second.roi

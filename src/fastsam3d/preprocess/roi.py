@@ -20,7 +20,6 @@ import torch
 from fastsam3d.errors import GeometryError
 from fastsam3d.preprocess.resample import (
     apply_taps,
-    apply_taps_axiswise,
     axis_matrix,
     linear_taps,
     resampling_taps,
@@ -216,7 +215,7 @@ def resample_logits(logits_SSS: Tensor, geometry: Geometry, source: Roi, target:
     for axis in range(3):
         position = (target_mm + shift[axis]) / source.spacing_mm + source.size // 2
         taps.append(resampling_taps((position + 0.5) / source_step - 0.5, ratio, size))
-    result = apply_taps_axiswise(logits_SSS, taps)
+    result = apply_taps(logits_SSS, taps)
     inside = [torch.as_tensor(axis_taps.inside).to(result.device) for axis_taps in taps]
     is_known = inside[0][:, None, None] & inside[1][:, None] & inside[2]
     return torch.where(is_known, result, -MASK_PROMPT_LOGIT)
