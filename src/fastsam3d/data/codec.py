@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import lzma
 from itertools import combinations
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from fastsam3d.errors import DatasetError
 
 ARRAY_DTYPES = ("uint8", "uint16", "int8", "int16", "int32")
-LZMA_CHAIN: list[dict[str, Any]] = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "lp": 0, "pb": 0, "dict_size": 1 << 26}
-]
+MIN_DICTIONARY_BYTES = 4096
 
 
 class ArrayHeader(TypedDict):
@@ -53,7 +51,7 @@ def encode_array(array: NDArray[Any], *, predict: bool) -> tuple[NDArray[np.uint
     unsigned = np.ascontiguousarray(array).view(_unsigned(array.dtype))
     axes = _best_axes(unsigned) if predict else ()
     planes = _byte_planes(_zigzag(_differences(unsigned, axes)) if axes else unsigned)
-    blob = lzma.compress(planes.tobytes(), format=lzma.FORMAT_RAW, filters=LZMA_CHAIN)
+    blob = lzma.compress(planes.tobytes(), format=lzma.FORMAT_RAW, filters=_chain(array.nbytes))
     header = ArrayHeader(shape=list(array.shape), dtype=array.dtype.name, axes=list(axes))
     return np.frombuffer(blob, dtype=np.uint8), header
 
@@ -65,11 +63,12 @@ def decode_array(blob: NDArray[np.uint8], header: ArrayHeader) -> NDArray[Any]:
         DatasetError: The bytes are damaged or do not fill the shape of the header.
     """
     dtype = np.dtype(header["dtype"])
+    count = int(np.prod(header["shape"]))
+    chain = _chain(count * dtype.itemsize)
     try:
-        raw = lzma.decompress(blob.tobytes(), format=lzma.FORMAT_RAW, filters=LZMA_CHAIN)
+        raw = lzma.decompress(blob.tobytes(), format=lzma.FORMAT_RAW, filters=chain)
     except lzma.LZMAError as error:
         raise DatasetError(f"A packed array is damaged ({error}); copy the pack again.") from error
-    count = int(np.prod(header["shape"]))
     if len(raw) != count * dtype.itemsize:
         raise DatasetError(
             f"A packed array has {len(raw)} bytes where its header needs {count * dtype.itemsize};"
@@ -83,12 +82,18 @@ def decode_array(blob: NDArray[np.uint8], header: ArrayHeader) -> NDArray[Any]:
     return values.view(dtype)
 
 
+def _chain(num_bytes: int) -> list[dict[str, Any]]:
+    """Return the LZMA settings for so many bytes: the dictionary holds all of them, and no more."""
+    size = max(MIN_DICTIONARY_BYTES, num_bytes)
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "lp": 0, "pb": 0, "dict_size": size}]
+
+
 def _unsigned(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(f"u{dtype.itemsize}")
 
 
 def _zigzag(values: NDArray[Any]) -> NDArray[Any]:
-    """Map small differences of either sign to small unsigned numbers: 0, -1, 1, -2 -> 0, 1, 2, 3."""
+    """Map small differences of either sign to small unsigned numbers: 0, -1, 1 to 0, 1, 2."""
     negative = values >> np.uint8(8 * values.dtype.itemsize - 1)
     return (values << np.uint8(1)) ^ (negative * values.dtype.type(_mask(values.dtype)))
 
@@ -138,4 +143,5 @@ def _byte_planes(values: NDArray[Any]) -> NDArray[np.uint8]:
 def _join_planes(planes: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:
     width = dtype.itemsize
     joined = np.ascontiguousarray(planes.reshape(width, -1).T).reshape(-1)
-    return cast("NDArray[Any]", joined.view(_unsigned(dtype).newbyteorder("<")).astype(_unsigned(dtype)))
+    little = joined.view(_unsigned(dtype).newbyteorder("<"))
+    return little.astype(_unsigned(dtype))

@@ -21,7 +21,7 @@ EXCLUDED_LABELS: dict[str, str] = {
 
 def reason_to_exclude(case: str) -> str | None:
     """Return why a case, or its whole source, must not enter a training pack; None if it may."""
-    return EXCLUDED_CASES.get(case) or EXCLUDED_CASES.get(case.split("__")[0])
+    return EXCLUDED_CASES.get(case) or EXCLUDED_CASES.get(case.split("__", maxsplit=1)[0])
 
 
 def reason_to_drop_labels(case: str) -> str | None:

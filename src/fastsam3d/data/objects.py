@@ -2,7 +2,8 @@
 
 A component-id map gives every connected component of every label an id of its own (0 is
 background), so one uint8 volume holds all targets of a case. `object_table` needs only numpy and
-is recomputed when a pack is loaded; `component_ids` and `deep_seeds` run when a pack is written.
+is recomputed when a pack is loaded; `component_ids` and `deep_seeds` run when a pack is written
+and load compiled libraries for it.
 
 Arrays are (I, J, K) voxels; spacing and extents are in mm.
 """
@@ -10,7 +11,8 @@ Arrays are (I, J, K) voxels; spacing and extents are in mm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +101,7 @@ def component_ids(labels: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
     limit = MIN_COMPONENT_VOXELS
     while True:
         lookup, id_values = _merge_specks(values, counts, limit)
-        if len(id_values) <= MAX_UINT8_ID or len(id_values) == len(np.unique(values)):
+        if len(id_values) <= MAX_UINT8_ID or len(id_values) == len(np.unique(values[1:])):
             break
         limit *= 2
     dtype = np.uint8 if len(id_values) <= MAX_UINT8_ID else np.uint16
@@ -120,11 +122,9 @@ def deep_seeds(
     Returns:
         Voxel coordinates, int16 (N, count, 3); the first is the centre of the largest ball.
     """
-    import edt  # noqa: PLC0415 - only needed when a pack is written
-
-    depth = cast(
-        "NDArray[np.float32]",
-        edt.edt(np.asfortranarray(id_map), anisotropy=spacing, black_border=True, parallel=1),  # pyright: ignore[reportUnknownMemberType]
+    edt: Any = import_module("edt")
+    depth: NDArray[np.float32] = edt.edt(
+        np.ascontiguousarray(id_map), anisotropy=spacing, black_border=True, parallel=1
     )
     seeds = np.zeros((len(table), count, 3), dtype=np.int16)
     for row, value in enumerate(table.ids):
@@ -151,12 +151,8 @@ def _components(
     labels: NDArray[Any],
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
     """Label components; return their map, label value and voxel count (index 0 is background)."""
-    import cc3d  # noqa: PLC0415 - only needed when a pack is written
-
-    found = cast(
-        "NDArray[np.uint32]",
-        cc3d.connected_components(labels, connectivity=26),  # pyright: ignore[reportUnknownMemberType]
-    )
+    cc3d: Any = import_module("cc3d")
+    found: NDArray[np.uint32] = cc3d.connected_components(labels, connectivity=26)
     counts = np.bincount(found.ravel())
     values = np.zeros(len(counts), dtype=np.int64)
     values[found.ravel()] = labels.ravel()

@@ -5,14 +5,16 @@ Used only when a training pack is written. Arrays are (I, J, K) with axes closes
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[slice, slice, slice]
 
-CT_KNOTS_HU = ((-1024.0, -200.0, 20.0), (-200.0, 300.0, 3.2), (300.0, 1600.0, 28.0))
+CT_AIR_HU, CT_SOFT_HU, CT_BONE_HU, CT_TOP_HU = -1024.0, -200.0, 300.0, 1600.0
+AIR_STEP_HU, BONE_STEP_HU = 20.0, 28.0
+SOFT_STEPS_HU = (3.2, 8.0)
 NUM_LEVELS = 256
 SAME_SPACING_FACTOR = 1.1
 
@@ -68,7 +70,9 @@ def majority_down(labels: NDArray[Any], factors: tuple[float, float, float]) -> 
     for size, factor in zip(labels.shape, factors, strict=True):
         centres = (np.arange(round(size / factor)) + 0.5) * factor
         offsets = (-0.25, 0.25) if factor > 1.0 else (0.0,)
-        grids.append([np.clip((centres + o * factor).astype(np.int64), 0, size - 1) for o in offsets])
+        grids.append(
+            [np.clip((centres + o * factor).astype(np.int64), 0, size - 1) for o in offsets]
+        )
     samples = [labels[np.ix_(i, j, k)] for i in grids[0] for j in grids[1] for k in grids[2]]
     best = samples[0].copy()
     votes = np.zeros(best.shape, dtype=np.uint8)
@@ -82,29 +86,44 @@ def majority_down(labels: NDArray[Any], factors: tuple[float, float, float]) -> 
     return best
 
 
-def ct_levels(top: float) -> NDArray[np.float32]:
-    """Return 256 HU levels: fine steps for soft tissue, coarse ones for air and bone."""
-    parts = [np.arange(a, b, step) for a, b, step in CT_KNOTS_HU]
-    levels = np.concatenate(parts)
-    levels = levels[levels <= max(top, 300.0)]
-    spare = NUM_LEVELS - len(levels)
-    if spare < 0:
-        levels = levels[:NUM_LEVELS]
-    last = levels[-1]
-    return np.concatenate([levels, last + 1 + np.arange(max(spare, 0))]).astype(np.float32)
+def ct_levels(top: float, *, soft_step: float = SOFT_STEPS_HU[0]) -> NDArray[np.float32]:
+    """Return 256 HU levels: fine steps for soft tissue, coarse ones for air and bone.
+
+    Args:
+        top: Brightest intensity worth keeping, in HU.
+        soft_step: Step between -200 and 300 HU; kept within `SOFT_STEPS_HU`.
+    """
+    step = float(np.clip(soft_step, *SOFT_STEPS_HU))
+    levels = np.concatenate(
+        [
+            np.arange(CT_AIR_HU, CT_SOFT_HU, AIR_STEP_HU),
+            np.arange(CT_SOFT_HU, CT_BONE_HU, step),
+            np.arange(CT_BONE_HU, CT_TOP_HU, BONE_STEP_HU),
+        ]
+    )
+    return _filled(levels[levels <= max(top, CT_BONE_HU)][:NUM_LEVELS])
 
 
 def linear_levels(low: float, high: float, steps: int) -> NDArray[np.float32]:
-    """Return a table whose first `steps` entries go evenly from `low` to `high`."""
-    used = np.linspace(low, high, steps)
-    tail = high + np.arange(1, NUM_LEVELS - steps + 1) * max(high - low, 1.0)
-    return np.concatenate([used, tail]).astype(np.float32)
+    """Return 256 levels of which the first `steps` go evenly from `low` to `high`."""
+    return _filled(np.linspace(low, high, steps))
 
 
 def quantise(image: NDArray[np.float32], levels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Replace each intensity by the index of the nearest level."""
-    middles = (levels[1:] + levels[:-1]) / 2
-    return cast("NDArray[np.uint8]", np.searchsorted(middles, image).astype(np.uint8))
+    """Replace each intensity by the index of the nearest level.
+
+    Args:
+        image: Intensities; those beyond the levels take the outermost one.
+        levels: Ascending; the last value may be repeated, repeats are not used.
+    """
+    used = np.unique(levels)
+    middles = (used[1:] + used[:-1]) / 2
+    return np.searchsorted(middles, image).astype(np.uint8)
+
+
+def _filled(levels: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Repeat the last level up to 256 entries."""
+    return np.pad(levels, (0, NUM_LEVELS - len(levels)), mode="edge").astype(np.float32)
 
 
 def noise_sigma(image: NDArray[np.float32]) -> float:

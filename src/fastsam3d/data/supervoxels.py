@@ -1,8 +1,11 @@
 """Over-segment real images into pseudo-objects for prompted training.
 
+Compiled libraries are loaded when first needed: only a pack's writer calls this.
+
 A watershed on the gradient of the smoothed image gives basins; basins are merged pair by pair,
 weakest boundary first, and every node of this merge tree is a candidate. Kept are the nodes whose
-boundary is strong compared with their inside, without overlap, per range of sizes: one id map per entry of `SCALES`.
+boundary is strong compared with their inside, without overlap, per range of sizes: one id map per
+entry of `SCALES`.
 
 Shapes: (I, J, K) of the working grid. Gradients are per voxel of the finest axis.
 
@@ -14,7 +17,8 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import Any, cast
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,14 +117,17 @@ def supervoxels(
 def _basins(
     image: NDArray[np.float32], foreground: NDArray[np.bool_], sigma: list[float]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-    from scipy import ndimage  # noqa: PLC0415 - only needed when a pack is written
-    from skimage.segmentation import watershed  # noqa: PLC0415
-
-    smooth = cast("NDArray[np.float32]", ndimage.gaussian_filter(image, sigma))
+    ndimage: Any = import_module("scipy.ndimage")
+    segmentation: Any = import_module("skimage.segmentation")
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(image, sigma)
     finest = max(sigma)
-    parts = [np.gradient(smooth, axis=a) * (s / finest) for a, s in enumerate(sigma) if smooth.shape[a] > 1]
+    parts = [
+        np.gradient(smooth, axis=a) * (s / finest)
+        for a, s in enumerate(sigma)
+        if smooth.shape[a] > 1
+    ]
     gradient = np.sqrt(np.sum(np.square(parts), axis=0)).astype(np.float32)
-    basins = cast("NDArray[np.int32]", watershed(gradient, mask=foreground))  # pyright: ignore[reportUnknownVariableType]
+    basins: NDArray[np.int32] = segmentation.watershed(gradient, mask=foreground)
     return basins.astype(np.int32), smooth, gradient
 
 
@@ -267,23 +274,19 @@ def foreground_mask(image: NDArray[np.float32], *, threshold: float) -> NDArray[
     Returns:
         A mask; everything, when the threshold leaves less than 2 % of the volume.
     """
-    from scipy import ndimage  # noqa: PLC0415 - only needed when a pack is written
-
-    rough = cast("NDArray[np.float32]", ndimage.uniform_filter(image, 3)) > threshold
-    found = cast("tuple[NDArray[np.int32], int]", ndimage.label(rough))
-    counts = np.bincount(found[0].ravel())
+    ndimage: Any = import_module("scipy.ndimage")
+    islands: NDArray[np.int32] = ndimage.label(ndimage.uniform_filter(image, 3) > threshold)[0]
+    counts = np.bincount(islands.ravel())
     counts[0] = 0
     keep = counts >= max(1.0, 0.1 * counts.max())
-    mask = cast("NDArray[np.bool_]", keep[found[0]])
+    mask: NDArray[np.bool_] = keep[islands]
     for axis in range(3):
         mask = _fill_slices(mask, axis)
     return mask if mask.mean() >= 0.02 else np.ones(image.shape, dtype=np.bool_)
 
 
 def _fill_slices(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    from scipy import ndimage  # noqa: PLC0415
-
-    structure: NDArray[Any] = ndimage.generate_binary_structure(2, 1)
+    ndimage: Any = import_module("scipy.ndimage")
     slices = np.moveaxis(mask, axis, 0)
-    filled = [ndimage.binary_fill_holes(one, structure) for one in slices]
+    filled: list[NDArray[np.bool_]] = [ndimage.binary_fill_holes(one) for one in slices]
     return np.moveaxis(np.stack(filled), 0, axis)

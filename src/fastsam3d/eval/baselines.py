@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ from fastsam3d.segmenter import Prediction
 from fastsam3d.volume import Region, Volume
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fastsam3d.eval.runner import ClickSegmenter
     from fastsam3d.prompts import Point
 
@@ -72,16 +75,19 @@ class BallSegmenter:
 
     def _ball(
         self, click: Point, shape: tuple[int, int, int], spacing: tuple[float, float, float]
-    ) -> tuple[Region, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
-        centre = np.asarray(click.position)
-        reach = self.radius_mm / np.asarray(spacing)
-        start = np.maximum(np.ceil(centre - reach), 0).astype(int)
-        stop = np.minimum(np.floor(centre + reach) + 1, shape).astype(int)
-        axes = [np.arange(a, b) for a, b in zip(start, stop, strict=True)]
-        offsets = [((x - c) * s) ** 2 for x, c, s in zip(axes, centre, spacing, strict=True)]
-        squared = offsets[0][:, None, None] + offsets[1][None, :, None] + offsets[2]
-        begin, end = [int(v) for v in start], [int(v) for v in stop]
-        region = Region((begin[0], begin[1], begin[2]), (end[0], end[1], end[2]))
+    ) -> tuple[Region, NDArray[np.bool_]]:
+        low: list[int] = []
+        high: list[int] = []
+        squared = np.zeros((1, 1, 1))
+        for axis, (centre, side) in enumerate(zip(click.position, spacing, strict=True)):
+            reach = self.radius_mm / side
+            low.append(max(0, math.ceil(centre - reach)))
+            high.append(min(shape[axis], math.floor(centre + reach) + 1))
+            offsets = (np.arange(low[-1], high[-1]) - centre) * side
+            along = [1, 1, 1]
+            along[axis] = -1
+            squared = squared + (offsets**2).reshape(along)
+        region = Region((low[0], low[1], low[2]), (high[0], high[1], high[2]))
         return region, squared <= self.radius_mm**2
 
 

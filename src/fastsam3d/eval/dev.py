@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit-cases", type=int, help="only the first cases")
     parser.add_argument("--sources", nargs="+", help="only cases of these sources")
     parser.add_argument("--zero-image", action="store_true", help="hide the image from the model")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="recorded when git is not at hand")
     parser.add_argument("--output", type=Path, help="JSON with all rows")
@@ -144,7 +144,7 @@ def _segmenter(
 def _session(model: str, device: str) -> ClickSegmenter:
     from fastsam3d.session import Session  # noqa: PLC0415 - loads torch
 
-    return cast("ClickSegmenter", Session(model, device=device))
+    return Session.from_pretrained(model, device=cast("Any", device))
 
 
 def _progress(rows: list[Row]) -> None:

@@ -164,8 +164,8 @@ def _interval(curves: Sequence[Curve], seed: int) -> list[tuple[float, float]]:
         drawn: list[Curve] = []
         for of in cases.values():
             groups = list(of.values())
-            for pick in rng.integers(len(groups), size=len(groups)):
-                drawn.extend(groups[pick])
+            picks = [int(pick) for pick in rng.integers(len(groups), size=len(groups))]
+            drawn.extend(curve for pick in picks for curve in groups[pick])
         draws.append(_macro(drawn))
     low, high = np.percentile(np.array(draws), [2.5, 97.5], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]

@@ -7,7 +7,7 @@ each click as it was, never the best so far.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -113,41 +113,57 @@ def run_target(
 ) -> list[Row]:
     """Segment one structure of the volume that the segmenter holds already."""
     truth = case.labels == label
-    voxels = int(np.count_nonzero(truth))
     spacing = case.volume.geometry.spacing
     rng = np.random.default_rng([protocol.seed, label, *case.name.encode()])
-    mask: NDArray[Any] = np.zeros(truth.shape, dtype=np.uint8)
+    answer = _Answer(mask=np.zeros(truth.shape, dtype=np.uint8))
     rows: list[Row] = []
     for number in range(1, protocol.num_clicks + 1):
-        click = next_click(mask, truth, spacing, placement=protocol.placement, rng=rng)
-        timing = (0.0, 0.0)
-        if click is not None:
-            begin = time.perf_counter()
-            answer = segmenter.add_point(click)
-            wall = (time.perf_counter() - begin) * 1000.0
-            mask = answer.mask.array
-            timing = (answer.encode_ms, wall - answer.encode_ms)
-            seen = (answer.spacing_mm, answer.predicted_quality)
-        else:
-            seen = (rows[-1].spacing_mm, rows[-1].quality)
+        click = next_click(answer.mask, truth, spacing, placement=protocol.placement, rng=rng)
+        answer = _ask(segmenter, click, answer)
         rows.append(
             Row(
                 case=case.name,
                 source=case.source,
                 label=label,
                 structure=case.label_names.get(label, f"label {label}"),
-                voxels=voxels,
+                voxels=int(np.count_nonzero(truth)),
                 round=number,
-                dice=dice(mask, truth),
+                dice=dice(answer.mask, truth),
                 position=_position(click),
                 positive=None if click is None else click.positive,
-                encode_ms=timing[0],
-                click_ms=timing[1],
-                spacing_mm=seen[0],
-                quality=seen[1],
+                encode_ms=answer.encode_ms,
+                click_ms=answer.click_ms,
+                spacing_mm=answer.spacing_mm,
+                quality=answer.quality,
             )
         )
     return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """The mask after a click and what it took; zeros before the first."""
+
+    mask: NDArray[Any]
+    encode_ms: float = 0.0
+    click_ms: float = 0.0
+    spacing_mm: float = 0.0
+    quality: float = 0.0
+
+
+def _ask(segmenter: ClickSegmenter, click: Point | None, before: _Answer) -> _Answer:
+    if click is None:
+        return replace(before, encode_ms=0.0, click_ms=0.0)
+    begin = time.perf_counter()
+    prediction = segmenter.add_point(click)
+    wall_ms = (time.perf_counter() - begin) * 1000.0
+    return _Answer(
+        mask=prediction.mask.array,
+        encode_ms=prediction.encode_ms,
+        click_ms=max(0.0, wall_ms - prediction.encode_ms),
+        spacing_mm=prediction.spacing_mm,
+        quality=prediction.predicted_quality,
+    )
 
 
 def _position(click: Point | None) -> tuple[int, int, int] | None:

@@ -4,6 +4,8 @@ Deterministic by default: a click lands in the middle of the largest mistake. Th
 training is compared with this one. Torch-free; `edt` and `connected-components-3d` are used where
 installed and scipy otherwise, with the same result up to ties.
 
+Compiled and heavy libraries are loaded when first needed.
+
 Masks are (I, J, K); spacing in mm; clicks in voxels.
 
 Source: centre of the largest error component as in RITM (arXiv 2102.06583) and nnInteractive
@@ -12,7 +14,8 @@ Source: centre of the largest error component as in RITM (arXiv 2102.06583) and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -108,7 +111,7 @@ def next_click(
 
 
 def depth_mm(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float32]:
-    """Return the distance of each voxel to the nearest voxel outside; the array's border is outside.
+    """Return how far each voxel is from the outside; beyond the array is outside.
 
     Args:
         mask: Any shape (I, J, K).
@@ -182,7 +185,10 @@ def _place(
 
 
 def _jitter(
-    centre: NDArray[np.int64], depth: NDArray[np.float32], spacing: Spacing, rng: np.random.Generator
+    centre: NDArray[np.int64],
+    depth: NDArray[np.float32],
+    spacing: Spacing,
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     """Move a click by a normal distance; voxels outside of the component are drawn again."""
     sigma = JITTER_SHARE * float(depth[tuple(centre)]) / np.asarray(spacing)
@@ -195,35 +201,25 @@ def _jitter(
 
 def _labeller() -> Callable[[NDArray[np.bool_]], NDArray[np.integer[Any]]]:
     try:
-        import cc3d  # noqa: PLC0415 - optional and compiled
+        cc3d: Any = import_module("cc3d")
     except ImportError:
         return _label_with_scipy
-    return lambda mask: cast(
-        "NDArray[np.integer[Any]]",
-        cc3d.connected_components(mask, connectivity=CONNECTIVITY),  # pyright: ignore[reportUnknownMemberType]
-    )
+    return lambda mask: cc3d.connected_components(mask, connectivity=CONNECTIVITY)
 
 
 def _label_with_scipy(mask: NDArray[np.bool_]) -> NDArray[np.integer[Any]]:
-    from scipy import ndimage  # noqa: PLC0415 - heavy
-
-    found = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return cast("tuple[NDArray[np.int32], int]", found)[0]
+    ndimage: Any = import_module("scipy.ndimage")
+    return ndimage.label(mask, structure=np.ones((3, 3, 3)))[0]
 
 
 def _distance_transform() -> Callable[[NDArray[np.bool_], Spacing], NDArray[np.float32]]:
     try:
-        import edt  # noqa: PLC0415 - optional and compiled
+        edt: Any = import_module("edt")
     except ImportError:
         return _distance_with_scipy
-    return lambda mask, spacing: cast(
-        "NDArray[np.float32]",
-        edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, parallel=1),  # pyright: ignore[reportUnknownMemberType]
-    )
+    return lambda mask, spacing: edt.edt(np.ascontiguousarray(mask), anisotropy=spacing, parallel=1)
 
 
 def _distance_with_scipy(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float32]:
-    from scipy import ndimage  # noqa: PLC0415 - heavy
-
-    found = ndimage.distance_transform_edt(mask, sampling=spacing)
-    return cast("NDArray[np.float64]", found).astype(np.float32)
+    ndimage: Any = import_module("scipy.ndimage")
+    return ndimage.distance_transform_edt(mask, sampling=spacing).astype(np.float32)

@@ -100,7 +100,9 @@ def load_pack(path: Path | str, *, seed: int = 0) -> list[PackedCase]:
     path = Path(path)
     index = read_index(path)
     with np.load(path) as arrays:
-        return [_load_case(entry, arrays, number, seed) for number, entry in enumerate(index["cases"])]
+        return [
+            _load_case(entry, arrays, number, seed) for number, entry in enumerate(index["cases"])
+        ]
 
 
 def read_index(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Write the training pack: read real cases, shrink them, find their objects, store them.
 
-Only this half needs SimpleITK, scipy, scikit-image, edt and connected-components-3d.
+Only this half needs scipy, scikit-image, edt and connected-components-3d.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fastsam3d.data.licences import reason_to_drop_labels, reason_to_exclude
 from fastsam3d.data.objects import component_ids, deep_seeds, object_table
 from fastsam3d.data.supervoxels import SCALES, foreground_mask, supervoxels
 from fastsam3d.errors import DatasetError
+from fastsam3d.io import read_volume
 from fastsam3d.train.pack import (
     NUM_DEEP_SEEDS,
     NUM_SUPER_DEEP_SEEDS,
@@ -46,7 +47,7 @@ class PackConfig:
         native_voxels: Volumes up to this size keep their own grid.
         super_voxels: Supervoxel maps above this size are found at half resolution.
         margin_mm: Kept around the body.
-        levels_per_noise: 8-bit steps per noise standard deviation that are enough.
+        steps_per_noise: Intensity steps per noise standard deviation that are enough.
     """
 
     target_mm: float = 1.2
@@ -56,7 +57,7 @@ class PackConfig:
     native_voxels: int = 100_000
     super_voxels: int = 150_000
     margin_mm: float = 6.0
-    levels_per_noise: float = 3.0
+    steps_per_noise: float = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +151,18 @@ def read_case(data_dir: Path, row: dict[str, str]) -> RawCase:
         labels = None
     if labels is not None:
         labels = labels.astype(np.uint16 if labels.max() > 255 else np.uint8)
-    return RawCase(row=row, spacing=spacing or label_spacing or (1, 1, 1), image=image, labels=labels)
+    return RawCase(
+        row=row, spacing=spacing or label_spacing or (1, 1, 1), image=image, labels=labels
+    )
 
 
 def _read_ras(path: Path) -> tuple[NDArray[Any] | None, Spacing | None]:
     if not path.is_file():
         return None, None
-    import SimpleITK as sitk  # noqa: N813, PLC0415 - only needed when a pack is written
-
-    image: Any = sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS")
-    array = cast("NDArray[Any]", sitk.GetArrayFromImage(image)).transpose(2, 1, 0)
-    spacing = cast("tuple[float, float, float]", tuple(float(s) for s in image.GetSpacing()))
-    return np.ascontiguousarray(array), spacing
+    volume = read_volume(path)
+    reorder = volume.geometry.canonical_reorder()
+    array = np.ascontiguousarray(reorder.apply(volume.array))
+    return array, volume.geometry.reorient(reorder).spacing
 
 
 def _pack_case(
@@ -179,7 +180,7 @@ def _pack_case(
         "spacing_mm": [round(s, 5) for s in spacing],
     }
     if image is not None:
-        levels = _levels(image, is_ct=raw.is_ct, per_noise=config.levels_per_noise)
+        levels = _levels(image, is_ct=raw.is_ct, per_noise=config.steps_per_noise)
         codes = shrink.quantise(image, levels)
         arrays[f"image_{number}"], entry["image"] = encode_array(codes, predict=True)
         entry["levels"] = [round(float(v), 3) for v in levels]
@@ -234,15 +235,15 @@ def _air_threshold(image: NDArray[np.float32], *, is_ct: bool) -> float:
 
 
 def _levels(image: NDArray[np.float32], *, is_ct: bool, per_noise: float) -> NDArray[np.float32]:
+    """Choose the 256 intensities of a case, no finer than its noise makes sensible."""
     low, high = (float(v) for v in np.percentile(image, [0.1, 99.9]))
+    noise = shrink.noise_sigma(np.clip(image, low, high))
     if is_ct:
-        return shrink.ct_levels(min(high, 1600.0))
+        return shrink.ct_levels(min(high, 1600.0), soft_step=noise / per_noise)
     if high <= low:
         high = low + 1.0
-    noise = shrink.noise_sigma(np.clip(image, low, high))
     wanted = (high - low) * per_noise / max(noise, 1e-6)
-    steps = int(np.clip(wanted, 96, shrink.NUM_LEVELS))
-    return shrink.linear_levels(low, high, steps)
+    return shrink.linear_levels(low, high, int(np.clip(wanted, 96, shrink.NUM_LEVELS)))
 
 
 def _pack_labels(
@@ -267,7 +268,7 @@ def _pack_map(
 def _pack_supervoxels(
     codes: NDArray[np.uint8],
     image: NDArray[np.float32],
-    is_ct: bool,  # noqa: FBT001
+    is_ct: bool,
     spacing: Spacing,
     number: int,
     arrays: dict[str, Any],
