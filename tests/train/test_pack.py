@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from fastsam3d.data import licences
 from fastsam3d.errors import DatasetError
 from fastsam3d.train.pack import load_pack
 from fastsam3d.train.pack_writer import write_pack
@@ -62,6 +63,16 @@ def pack_path(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_only_licensed_training_cases_are_packed(pack_path: Path) -> None:
     assert [case.name for case in load_pack(pack_path)] == ["clinic__a", "atlas__b"]
+
+
+def test_a_case_excluded_later_is_left_out_of_packs_written_before(
+    pack_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(licences.EXCLUDED_CASES, "clinic__a", "found non-commercial")
+    (case,) = load_pack(pack_path)
+    assert case.name == "atlas__b"
+    assert case.labels is not None
+    assert case.labels.names == ("liver",)
 
 
 def test_images_are_cropped_averaged_and_decode_to_hounsfield_units(pack_path: Path) -> None:

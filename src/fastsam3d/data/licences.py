@@ -8,6 +8,7 @@ from __future__ import annotations
 
 EXCLUDED_CASES: dict[str, str] = {
     "niivue__chris_MRA": "CC BY-NC 4.0 according to the README of the image repository",
+    "niivue__chris_t1": "CC BY-NC 4.0 according to the README of the image repository",
     "niivue__chris_PD": "CC BY-NC 4.0 according to the README of the image repository",
     "niivue__MR_Gd": "from a figshare record whose licence we could not verify",
     "fnndsc__fetal_template_T2": "from the Imperial College fetal atlas, terms not verifiable",

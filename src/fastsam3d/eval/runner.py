@@ -115,7 +115,7 @@ def run_target(
     truth = case.labels == label
     spacing = case.volume.geometry.spacing
     rng = np.random.default_rng([protocol.seed, label, *case.name.encode()])
-    answer = _Answer(mask=np.zeros(truth.shape, dtype=np.uint8))
+    answer = _Answer(mask=np.zeros(case.volume.shape, dtype=np.uint8))
     rows: list[Row] = []
     for number in range(1, protocol.num_clicks + 1):
         click = next_click(answer.mask, truth, spacing, placement=protocol.placement, rng=rng)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsam3d.data.codec import decode_array
+from fastsam3d.data.licences import reason_to_exclude
 from fastsam3d.data.objects import ObjectTable, object_table
 from fastsam3d.errors import DatasetError
 
@@ -100,13 +101,14 @@ def load_pack(path: Path | str, *, seed: int = 0) -> list[PackedCase]:
     path = Path(path)
     index = read_index(path)
     with np.load(path) as arrays:
-        return [
-            _load_case(entry, arrays, number, seed) for number, entry in enumerate(index["cases"])
-        ]
+        return [_load_case(entry, arrays, seed) for entry in index["cases"]]
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """Read and check the JSON beside a pack.
+
+    Cases whose licence was found wanting after the pack was written are left out
+    (`fastsam3d.data.licences`). Each entry has its place in the pack as ``number``.
 
     Raises:
         DatasetError: The JSON or the pack is missing, or they do not belong together.
@@ -127,10 +129,13 @@ def read_index(path: Path) -> dict[str, Any]:
             f"{path.name} has format {index.get('format')}, this version reads {PACK_FORMAT}; "
             "write the pack again."
         )
+    entries = [{**entry, "number": number} for number, entry in enumerate(index["cases"])]
+    index["cases"] = [entry for entry in entries if reason_to_exclude(entry["case"]) is None]
     return index
 
 
-def _load_case(entry: dict[str, Any], arrays: Any, number: int, seed: int) -> PackedCase:
+def _load_case(entry: dict[str, Any], arrays: Any, seed: int) -> PackedCase:
+    number = entry["number"]
     spacing: tuple[float, float, float] = tuple(entry["spacing_mm"])
     image = levels = labels = None
     if "image" in entry:
