@@ -21,8 +21,9 @@ def test_the_ball_baseline_takes_the_best_radius_and_records_how(pack: Path, cap
     arguments = ["--pack", str(pack), "--baseline", "ball", "--clicks", "2", "--output", str(out)]
     assert dev.main(arguments) == 0
     provenance = json.loads(out.read_text())["provenance"]
-    tried = {float(r): v for r, v in provenance["macro_at_1_by_radius_mm"].items()}
-    assert provenance["radius_mm"] == max(tried, key=tried.__getitem__)
+    tried = {float(r): curve for r, curve in provenance["macro_by_radius_mm"].items()}
+    assert provenance["radius_mm"] == max(tried, key=lambda radius: tried[radius][0])
+    assert {len(curve) for curve in tried.values()} == {2}
     assert provenance["command"].endswith("--output " + str(out))
     assert {"commit", "device", "date", "seed"} <= provenance.keys()
     assert "macro" in capsys.readouterr().out

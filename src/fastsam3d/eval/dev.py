@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastsam3d.eval.cases import EvalCase
     from fastsam3d.eval.runner import ClickSegmenter, Row
 
-BALL_RADII_MM = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0)
+BALL_RADII_MM = (3.0, 5.0, 8.0, 12.0, 16.0, 20.0, 25.0, 30.0, 36.0, 44.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,31 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def best_ball_radius(
     cases: Sequence[EvalCase], radii_mm: Sequence[float], protocol: InteractionProtocol
-) -> tuple[float, dict[float, float]]:
+) -> tuple[float, dict[float, list[float]]]:
     """Find the fixed radius whose ball around one click overlaps best, judged by the truth itself.
 
     Args:
         cases: The cases to be evaluated, so that the baseline is as strong as it can be.
         radii_mm: Candidates.
-        protocol: Targets; one click is made.
+        protocol: Targets and clicks.
 
     Returns:
-        The best radius, and the macro Dice after one click per radius.
+        The best radius for one click, and for every radius the macro Dice after each click.
 
     Raises:
         ConfigError: There is no candidate.
     """
     if not radii_mm:
         raise ConfigError("No radius to choose from; give at least one.")
-    once = InteractionProtocol(
-        num_clicks=1,
-        placement=protocol.placement,
-        min_voxels=protocol.min_voxels,
-        max_targets=protocol.max_targets,
-        seed=protocol.seed,
-    )
-    found = {r: summarise(run(BallSegmenter(r), cases, once)).macro[0] for r in radii_mm}
-    return max(found, key=lambda radius: found[radius]), found
+    found = {r: summarise(run(BallSegmenter(r), cases, protocol)).macro for r in radii_mm}
+    return max(found, key=lambda radius: found[radius][0]), found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +127,7 @@ def _segmenter(
         radius, tried = options.radius_mm, {}
         if radius is None:
             radius, tried = best_ball_radius(cases, BALL_RADII_MM, protocol)
-        described = {"model": "ball", "radius_mm": radius, "macro_at_1_by_radius_mm": tried}
+        described = {"model": "ball", "radius_mm": radius, "macro_by_radius_mm": tried}
         return BallSegmenter(radius), described
     segmenter = _session(options.model, options.device)
     described = {"model": str(options.model)}

@@ -129,7 +129,9 @@ def read_index(path: Path) -> dict[str, Any]:
             f"{path.name} has format {index.get('format')}, this version reads {PACK_FORMAT}; "
             "write the pack again."
         )
-    entries = [{**entry, "number": number} for number, entry in enumerate(index["cases"])]
+    entries: list[dict[str, Any]] = index["cases"]
+    for number, entry in enumerate(entries):
+        entry["number"] = number
     index["cases"] = [entry for entry in entries if reason_to_exclude(entry["case"]) is None]
     return index
 
