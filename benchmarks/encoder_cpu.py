@@ -45,11 +45,11 @@ def main() -> None:
     before = circumstances()
     result = measure(options.rounds)
     options.output.write_text(json.dumps({**before, **result}, indent=2) + "\n")
-    sys.stdout.write(f"{options.output}: {json.dumps(result['speedup'])}\n")
+    sys.stdout.write(f"{options.output}: {json.dumps(result['speedup_of_medians'])}\n")
 
 
 def measure(num_rounds: int) -> dict[str, object]:
-    """Return all times in seconds, their medians, speed-ups and the largest disagreement."""
+    """Return all times in seconds, both kinds of speed-up and the largest disagreement."""
     teacher, student = (create_model(name).eval() for name in ("sam_med3d_b", "fastsam3d_6l"))
     for name, parameter in teacher.named_parameters():
         if "rel_pos" in name:  # zero at creation, which would hide a wrong bias
@@ -73,10 +73,12 @@ def measure(num_rounds: int) -> dict[str, object]:
             student.encode_image(image)
             seconds[STUDENT].append(time.perf_counter() - start)
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    fastest = {name: min(times) for name, times in seconds.items()}
     return {
         "seconds": seconds,
-        "median_seconds": median,
-        "speedup": {name: median[BASELINE] / median[name] for name in (TEACHER, STUDENT)},
+        "speedup_of_medians": {n: median[BASELINE] / median[n] for n in (TEACHER, STUDENT)},
+        # Other work on the machine only ever adds time: the fastest round is the least disturbed.
+        "speedup_of_fastest": {n: fastest[BASELINE] / fastest[n] for n in (TEACHER, STUDENT)},
         "max_abs_difference_fast_reference": difference,
     }
 
