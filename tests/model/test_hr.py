@@ -11,8 +11,14 @@ from torch import Tensor
 from fastsam3d.model.config import HR_S
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.hr_decoder import PromptMaps, Prompts, _depth_to_space
-from fastsam3d.model.hr_layers import axial_rope, double_resolution, rotate
+from fastsam3d.model.hr_decoder import PromptMaps, Prompts
+from fastsam3d.model.hr_layers import (
+    axial_rope,
+    depth_to_space,
+    double_resolution,
+    rotate,
+    space_to_depth,
+)
 
 SIZE = 32
 TOY = replace(HR_S, image_size=SIZE, embed_dim=48, depth=2, num_heads=2, out_dim=48)
@@ -112,8 +118,8 @@ def test_every_parameter_gets_a_gradient() -> None:
         previous=torch.randn(1, 1, SIZE // 2, SIZE // 2, SIZE // 2),
     )
     parts = (embedding.tokens, *embedding.skips)
-    logits, quality = model.decoder(parts, prompts, multimask=True)
-    (logits.square().mean() + quality.square().mean()).backward()
+    outputs = model.decoder(parts, prompts, multimask=True)
+    sum(output.square().mean() for output in outputs).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
@@ -151,9 +157,11 @@ def test_box_map_covers_half_open_voxels() -> None:
     assert drawn[2:5, 3:6, 4:7].all()
 
 
-def test_depth_to_space_puts_channel_groups_side_by_side() -> None:
-    x = torch.arange(8.0).view(1, 8, 1, 1, 1)
-    assert _depth_to_space(x).flatten().tolist() == list(range(8))
+def test_space_to_depth_keeps_blocks_together_and_inverts() -> None:
+    x = torch.arange(8.0).view(1, 1, 2, 2, 2)
+    assert space_to_depth(x).flatten().tolist() == list(range(8))
+    x = torch.randn(2, 3, 4, 6, 8)
+    assert torch.equal(depth_to_space(space_to_depth(x)), x)
 
 
 def test_rotary_scores_depend_on_the_distance_only() -> None:

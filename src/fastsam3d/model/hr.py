@@ -78,7 +78,7 @@ class HighResSam3D(nn.Module):
             previous = previous_mask_map(torch.sigmoid(mask_logits))
         prompts = self.prepare_prompts(points, labels, boxes=boxes, previous=previous)
         parts = (embedding.tokens, *embedding.skips)
-        logits, quality = self.decoder(parts, prompts, multimask=multimask)
+        logits, quality, _ = self.decoder(parts, prompts, multimask=multimask)
         return (logits[:, 1:], quality[:, 1:]) if multimask else (logits, quality)
 
     def prepare_prompts(

@@ -22,6 +22,7 @@ from fastsam3d.model.hr_layers import (
     TrunkBlock,
     Upsample,
     axial_rope,
+    depth_to_space,
     double_resolution,
     grid_norm,
 )
@@ -181,12 +182,14 @@ class HighResDecoder(nn.Module):
         self.mix = TrunkBlock(dim, DECODER_HEADS, 2.0)
         self.up8, self.res8 = Upsample(dim, deep), ResidualConv(deep)
         self.up4, self.res4 = Upsample(deep, mid), ResidualConv(mid)
+        self.norm4 = grid_norm(mid, local=True)
         # The finest stage is local, so that it can be limited to the box around the object.
         self.up2, self.res2 = Upsample(mid, fine), ResidualConv(fine, local=True)
         self.norm2 = grid_norm(fine, local=True)
         self.detail = nn.Conv3d(fine, 8 * full, 1)
         self.norm_tokens = nn.LayerNorm(dim)
         self.hyper = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, fine + full + 1))
+        self.hyper4 = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, mid + 1))
         self.quality = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, NUM_MASKS))
         angles = axial_rope(config.grid_size, dim // DECODER_HEADS)
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
@@ -197,7 +200,7 @@ class HighResDecoder(nn.Module):
 
     def forward(
         self, embedding: tuple[Tensor, ...], prompts: Prompts, *, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode.
 
         Args:
@@ -207,7 +210,8 @@ class HighResDecoder(nn.Module):
                 only the settled one.
 
         Returns:
-            Mask logits (B, M, S, S, S) and predicted quality (B, M) with M = 4 or 1.
+            Mask logits (B, M, S, S, S), predicted quality (B, M) with M = 4 or 1, and the settled
+            mask's logits at a quarter of the resolution, (B, 1, S/4, S/4, S/4).
         """
         tokens_BCIJK, skip8, skip4, skip2, full = embedding
         at2, at4, at8, at16 = self.prompt_pyramid(self.maps(prompts))
@@ -216,10 +220,11 @@ class HighResDecoder(nn.Module):
         x = image.transpose(1, 2).reshape(tokens_BCIJK.shape)
         x = self.res8(self.up8(x) + skip8 + at8)
         x = self.res4(self.up4(x) + skip4 + at4)
+        rough = self._rough_masks(x, tokens[:, 1:2])
         x = self.res2(self.up2(x) + skip2 + at2)
         count = NUM_MASKS if multimask else 1
         logits = self._masks(functional.gelu(self.norm2(x)), full, tokens[:, 1 : 1 + count])
-        return logits, self.quality(tokens[:, 0])[:, :count]
+        return logits, self.quality(tokens[:, 0])[:, :count], rough
 
     def _attend(self, image: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         tokens, bias = self._tokens(prompts)
@@ -248,20 +253,27 @@ class HighResDecoder(nn.Module):
         bias = torch.where(torch.cat((always, used), dim=1), 0.0, ABSENT_SCORE)
         return tokens, bias[:, None, None, :]
 
+    def _rough_masks(self, quarter_BCIJK: Tensor, tokens_BMC: Tensor) -> Tensor:
+        weights, offset = self.hyper4(tokens_BMC).split((quarter_BCIJK.shape[1], 1), dim=2)
+        features = functional.gelu(self.norm4(quarter_BCIJK))
+        return _weighted_sums(features, weights) + offset[..., None, None]
+
     def _masks(self, half_BCIJK: Tensor, full_BCIJK: Tensor, tokens_BMC: Tensor) -> Tensor:
         """Combine half- and full-resolution features with the weights each mask token asks for."""
         weights = self.hyper(tokens_BMC)
         fine = half_BCIJK.shape[1]
         coarse_weights, detail_weights, offset = weights.split((fine, self.full_channels, 1), dim=2)
-        coarse = torch.einsum("bmc,bcijk->bmijk", coarse_weights, half_BCIJK)
-        detail = functional.gelu(_depth_to_space(self.detail(half_BCIJK)) + full_BCIJK)
-        logits = double_resolution(coarse) + torch.einsum("bmc,bcijk->bmijk", detail_weights, detail)
+        coarse = _weighted_sums(half_BCIJK, coarse_weights)
+        detail = functional.relu(self.detail(half_BCIJK) + full_BCIJK)
+        # One small matrix per mask that keeps the eight voxels of a block apart.
+        apart = torch.eye(8, dtype=detail_weights.dtype, device=detail_weights.device)
+        block_weights = detail_weights[:, :, None, :, None] * apart[:, None]
+        fine_part = _weighted_sums(detail, block_weights.flatten(1, 2).flatten(2, 3))
+        logits = double_resolution(coarse) + depth_to_space(fine_part)
         return logits + offset[..., None, None]
 
 
-def _depth_to_space(x_BCIJK: Tensor) -> Tensor:
-    """Move eight channel groups onto a grid twice as fine: (B, 8C, I, J, K) -> (B, C, 2I, 2J, 2K)."""
-    batch, channels, side_i, side_j, side_k = x_BCIJK.shape
-    x = x_BCIJK.view(batch, channels // 8, 2, 2, 2, side_i, side_j, side_k)
-    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(batch, channels // 8, 2 * side_i, 2 * side_j, 2 * side_k)
+def _weighted_sums(x_BCIJK: Tensor, weights_BMC: Tensor) -> Tensor:
+    """Return (B, M, I, J, K): every voxel's channels times every weight row, channels-last."""
+    rows = x_BCIJK.permute(0, 2, 3, 4, 1).flatten(1, 3) @ weights_BMC.transpose(1, 2)
+    return rows.unflatten(1, x_BCIJK.shape[2:]).permute(0, 4, 1, 2, 3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam3d.model.config import ModelConfig
-from fastsam3d.model.hr_layers import Downsample, ResidualConv, Trunk
+from fastsam3d.model.hr_layers import Downsample, ResidualConv, Trunk, grid_norm, space_to_depth
 
 # Separable weights of the small neighbourhood around the ROI centre whose mean intensity sets
 # the soft windows: one noisy voxel must not decide, one organ boundary should not either.
@@ -52,8 +52,12 @@ class PyramidEncoder(nn.Module):
         deep, mid, fine = highres.decoder_channels
         self.grid_size = config.grid_size
         self.focus = FocusWindows(highres.focus_widths)
-        self.stem = nn.Conv3d(1 + len(highres.focus_widths), full, 3, padding=1)
-        self.down2 = Downsample(full, half)
+        # The full-resolution features live on the half grid, eight voxels side by side in the
+        # channels: thin channels at full resolution starve matrix units and caches alike.
+        inputs = 8 * (1 + len(highres.focus_widths))
+        self.stem = nn.Conv3d(inputs, 8 * full, 2)
+        self.norm1 = grid_norm(8 * full)
+        self.down2 = nn.Conv3d(8 * full, half, 1)
         self.res2 = ResidualConv(half)
         self.down4 = Downsample(half, quarter)
         self.res4 = nn.Sequential(ResidualConv(quarter), ResidualConv(quarter))
@@ -81,8 +85,9 @@ class PyramidEncoder(nn.Module):
             image_B1IJK: Normalised intensities, shape (B, 1, S, S, S).
 
         Returns:
-            Tokens (B, out_dim, S/16, S/16, S/16) and the skips at 1/8, 1/4, 1/2 and full
-            resolution.
+            Tokens (B, out_dim, S/16, S/16, S/16), the skips at 1/8, 1/4 and 1/2 of the ROI
+            resolution, and the full-resolution skip as (B, 8 * C, S/2, S/2, S/2), see
+            `space_to_depth`.
         """
         pyramid, tokens_BTC = self._pyramid(image_B1IJK)
         return self._finish(pyramid, self.trunk(tokens_BTC))
@@ -92,8 +97,10 @@ class PyramidEncoder(nn.Module):
         return self.trunk.intermediates(self._pyramid(image_B1IJK)[1])
 
     def _pyramid(self, image_B1IJK: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        full = self.stem(self.focus(image_B1IJK))
-        half = self.res2(self.down2(full))
+        # One voxel of padding lets the 2^3 kernel on the half grid see [2n - 1, 2n + 2] at 2n.
+        padded = functional.pad(self.focus(image_B1IJK), (1,) * 6)
+        full = self.stem(space_to_depth(padded))
+        half = self.res2(self.down2(functional.gelu(self.norm1(full))))
         quarter = self.res4(self.down4(half))
         eighth = self.res8(self.down8(quarter))
         tokens = self.down16(eighth).flatten(2).transpose(1, 2)
@@ -104,5 +111,5 @@ class PyramidEncoder(nn.Module):
         tokens = self.neck(self.norm(tokens_BTC)).transpose(1, 2)
         side = self.grid_size
         tokens = tokens.reshape(*tokens.shape[:2], side, side, side)
-        skips = (self.skip8(eighth), self.skip4(quarter), self.skip2(half), functional.gelu(full))
+        skips = (self.skip8(eighth), self.skip4(quarter), self.skip2(half), full)
         return (tokens, *skips)

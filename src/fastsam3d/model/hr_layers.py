@@ -176,6 +176,25 @@ def double_resolution(x_BCIJK: Tensor) -> Tensor:
     return x_BCIJK
 
 
+def space_to_depth(x_BCIJK: Tensor) -> Tensor:
+    """Move each 2^3 block of voxels into channels: (B, C, I, J, K) -> (B, 8C, I/2, J/2, K/2).
+
+    Channel ``8 c + 4 a + 2 b + d`` holds channel c of the voxel (a, b, d) of the block.
+    """
+    batch, channels, side_i, side_j, side_k = x_BCIJK.shape
+    x = x_BCIJK.reshape(batch, channels, side_i // 2, 2, side_j // 2, 2, side_k // 2, 2)
+    x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(batch, 8 * channels, side_i // 2, side_j // 2, side_k // 2)
+
+
+def depth_to_space(x_BCIJK: Tensor) -> Tensor:
+    """Undo `space_to_depth`: (B, 8C, I, J, K) -> (B, C, 2I, 2J, 2K)."""
+    batch, channels, side_i, side_j, side_k = x_BCIJK.shape
+    x = x_BCIJK.reshape(batch, channels // 8, 2, 2, 2, side_i, side_j, side_k)
+    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(batch, channels // 8, 2 * side_i, 2 * side_j, 2 * side_k)
+
+
 class PositionEncoding(nn.Module):
     """Sine and cosine of ROI coordinates at fixed octaves, followed by a learned projection."""
 

@@ -61,6 +61,7 @@ class RunConfig:
         clip: Largest gradient norm.
         quality_weight: Weight of the quality head's squared error.
         candidate_weight: Weight of the best-of-three loss on first clicks.
+        rough_weight: Weight of the loss on the mask at a quarter of the resolution.
         compile: Compile the stages (CUDA).
         log_every, save_every: Steps between log lines and checkpoints.
         prompts, generator: Parts of their own.
@@ -71,7 +72,7 @@ class RunConfig:
     seed: int = 1
     num_steps: int | None = None
     minutes: float = 8.0
-    calibration_steps: int = 60
+    calibration_steps: int = 120
     muon_rate: float = 0.02
     adam_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -81,6 +82,7 @@ class RunConfig:
     clip: float = 1.0
     quality_weight: float = 0.3
     candidate_weight: float = 0.5
+    rough_weight: float = 0.3
     compile: bool = True
     log_every: int = 25
     save_every: int = 1000

@@ -63,7 +63,7 @@ class GeneratorConfig:
             inside it or beside it.
         min_share: Fewest target voxels over ROI voxels.
         max_share: Most target voxels over ROI voxels.
-        share_cut_view: Share of ROIs whose scan ends inside the ROI.
+        share_cut_view: Share of ROIs whose scan ends inside the ROI, per face.
         shapes: Ranges of the synthetic shapes.
         degrade: Ranges of the artefacts.
     """
@@ -81,7 +81,7 @@ class GeneratorConfig:
     modes: tuple[float, float, float] = (0.6, 0.25, 0.15)
     min_share: float = 1.5e-5
     max_share: float = 0.6
-    share_cut_view: float = 0.2
+    share_cut_view: float = 0.07
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
 
@@ -482,6 +482,11 @@ def _degrade_and_normalise(
     num_synthetic = config.num_shapes + config.num_painted
     num_real = image.shape[0] - num_synthetic
     is_ct = functional.pad(drawn.is_ct, (num_synthetic, 0))
+    middle = config.size // 2
+    near = slice(middle - 1, middle + 2)
+    host = image[-num_real:, near, near, near].mean((1, 2, 3), keepdim=True)
+    # Padding takes the intensity at the centre, so that it does not set the range.
+    image = torch.cat((image[:num_synthetic], torch.where(inside, image[-num_real:], host)))
     image = recolour(image, is_ct, num_real=num_real, config=config.degrade, ct_width=CT_WIDTH_HU)
     image = degrade(image, drawn.axis_matrices, num_real=num_real, config=config.degrade)
     step = torch.arange(config.size, device=image.device)

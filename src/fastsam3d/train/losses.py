@@ -53,3 +53,23 @@ def mask_losses(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor
         either = (mask | target[:, None]).sum(axes).float()
         iou = both / either.clamp(min=1)
     return dice + entropy, iou
+
+
+def rough_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return soft Dice loss plus cross entropy against the target averaged onto the logits' grid.
+
+    Args:
+        logits: (B, 1, S/4, S/4, S/4).
+        target: bool (B, S, S, S).
+
+    Returns:
+        Loss (B,).
+    """
+    logits = logits[:, 0].float()
+    share = functional.avg_pool3d(target[:, None].float(), 4)[:, 0]
+    probabilities = torch.sigmoid(logits)
+    axes = (1, 2, 3)
+    overlap = (probabilities * share).sum(axes)
+    total = probabilities.sum(axes) + share.sum(axes)
+    dice = 1 - (2 * overlap + DICE_SMOOTH) / (total + DICE_SMOOTH)
+    return dice + (functional.softplus(logits) - logits * share).mean(axes)

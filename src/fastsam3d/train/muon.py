@@ -35,7 +35,7 @@ def is_muon_parameter(name: str, parameter: nn.Parameter) -> bool:
 
     The first and last layers, embeddings and everything one-dimensional stay with AdamW.
     """
-    edge = ("stem.", "output_tokens", "kinds", "position", "hyper.2", "quality.2", "detail")
+    edge = ("stem.", "output_tokens", "kinds", "position", "hyper.2", "hyper4.2", "quality.2", "detail")
     return parameter.ndim >= 2 and not any(part in name for part in edge)
 
 

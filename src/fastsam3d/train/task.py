@@ -23,7 +23,7 @@ from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
 from fastsam3d.train.config import MAX_POINTS, RunConfig
 from fastsam3d.train.generator import TrainingBatch
-from fastsam3d.train.losses import boundary_weights, mask_losses
+from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss
 
 # Targets of a voxel or two survive the halving of the grid when a third of a cell suffices.
 HALF_GRID_SHARE = 0.3
@@ -89,12 +89,13 @@ class SegmentationTask:
             talk = self._begin(half, count)
         for done in range(num_rounds):
             with torch.no_grad():
-                logits, _ = self._decode(frozen, talk.prompts(), False)  # noqa: FBT003
+                logits, _, _ = self._decode(frozen, talk.prompts(), False)  # noqa: FBT003
                 talk = self._correct(talk, logits, half, done + 1)
-        logits, quality = self._decode(shared, talk.prompts(), True)  # noqa: FBT003
+        logits, quality, rough = self._decode(shared, talk.prompts(), True)  # noqa: FBT003
         is_first = 1.0 if num_rounds == 0 else 0.0
         first = torch.full((), is_first, device=logits.device)
-        return LossParts(*self._loss(logits, quality, targets, batch.weights.flatten(), first))
+        weights = batch.weights.flatten()
+        return LossParts(*self._loss(logits, quality, rough, targets, weights, first))
 
     def _encode_now(self, image: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
@@ -102,7 +103,7 @@ class SegmentationTask:
 
     def _decode_now(
         self, embedding: tuple[Tensor, ...], prompts: Prompts, multimask: bool  # noqa: FBT001
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(embedding[0].device.type, torch.bfloat16, enabled=self.autocast):
             return self.model.decoder(embedding, prompts, multimask=multimask)
 
@@ -142,7 +143,13 @@ class SegmentationTask:
         return _Conversation(points, labels, talk.boxes, previous)
 
     def _loss_now(
-        self, logits: Tensor, quality: Tensor, targets: Tensor, weights: Tensor, is_first: Tensor
+        self,
+        logits: Tensor,
+        quality: Tensor,
+        rough: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        is_first: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         config = self.config
         band = boundary_weights(targets)
@@ -159,6 +166,7 @@ class SegmentationTask:
             return (values * weights).sum() / total
 
         loss = mean(settled[:, 0]) + config.quality_weight * mean(error.mean(1))
+        loss = loss + config.rough_weight * mean(rough_loss(rough, targets))
         loss = loss + config.candidate_weight * is_first * mean(candidates.amin(1))
         # Every output keeps a gradient in every round, so no parameter is ever without one.
         loss = loss + 1e-3 * mean(candidates.mean(1))
