@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsam3d.model.hr import HighResSam3D
+from fastsam3d.train import foreach
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig, rate_factor
 from fastsam3d.train.generator import BatchDrawer, DrawnBatch, Renderer
@@ -120,16 +121,16 @@ class Trainer:
         with torch.no_grad():
             batch = self.renderer.render(drawn.to(self.device))
         parts = self.task(batch, num_rounds)
-        parts.loss.backward()  # type: ignore[no-untyped-call]
+        parts.loss.backward()  # pyright: ignore[reportUnknownMemberType]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if self.world_size > 1:
             _average(grads, self.world_size)
-        norm = torch.stack(torch._foreach_norm(grads)).norm()
+        norm = foreach.norm(grads)
         is_finite = torch.isfinite(norm)
         scale = torch.where(is_finite, (self.config.clip / norm.clamp(min=1e-6)).clamp(max=1), 0.0)
         for grad in grads:
             grad.nan_to_num_(0.0, 0.0, 0.0)
-        torch._foreach_mul_(grads, scale)
+        foreach.mul_(grads, scale)
         self.num_skipped += ~is_finite
         factor = rate_factor(self.step, self.num_steps, self.config)
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
@@ -138,7 +139,7 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        foreach.lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         return LossParts(*(part.detach() for part in parts))
 
     def ema_state(self) -> dict[str, Tensor]:
@@ -154,7 +155,8 @@ class Trainer:
         tensors |= {f"ema.{n}": p for n, p in self.ema_state().items()}
         for index, optimiser in enumerate(self.optimisers):
             for number, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"opt{index}.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+                for kind, value in state.items():
+                    tensors[f"opt{index}.{number}.{kind}"] = torch.as_tensor(value)
         facts = {"step": self.step, "num_steps": self.num_steps, "config": self.config.to_dict()}
         save_state(self.output / CHECKPOINT, tensors, facts | self.facts)
 
@@ -194,7 +196,8 @@ class Trainer:
         return drawn.pin() if self.device.type == "cuda" else drawn
 
     def _seed_device(self) -> None:
-        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 64 + self.rank)
+        seed = (self.config.seed * 1_000_003 + self.step) * 64 + self.rank
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
 
     def _calibrate(self, started: float, calibrated: float) -> float:
         """Fix the number of steps once the step time is known."""
@@ -272,22 +275,17 @@ class _Feed:
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _average(grads: list[Tensor], world_size: int) -> None:
     flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat)  # pyright: ignore[reportUnknownMemberType]
     flat /= world_size
-    parts = flat.split([grad.numel() for grad in grads])
-    torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
+    parts = torch.split(flat, [grad.numel() for grad in grads])
+    foreach.copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
 
 
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of trained values."""
-    return sum(p.numel() for p in model.parameters())

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastsam3d.train import foreach
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_STEPS = 5
+# Parts of the names of first and last layers and of embeddings.
+EDGE_NAMES = (
+    "stem.",
+    "output_tokens",
+    "kinds",
+    "position",
+    "hyper.2",
+    "hyper4.2",
+    "quality.2",
+    "detail",
+)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -23,7 +36,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     is_tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if is_tall else x
-    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    norms = cast("Tensor", x.flatten(1).norm(dim=1))  # pyright: ignore[reportUnknownMemberType]
+    x = x / (norms[:, None, None] + 1e-7)
     for _ in range(NUM_STEPS):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -35,8 +49,7 @@ def is_muon_parameter(name: str, parameter: nn.Parameter) -> bool:
 
     The first and last layers, embeddings and everything one-dimensional stay with AdamW.
     """
-    edge = ("stem.", "output_tokens", "kinds", "position", "hyper.2", "hyper4.2", "quality.2", "detail")
-    return parameter.ndim >= 2 and not any(part in name for part in edge)
+    return parameter.ndim >= 2 and not any(part in name for part in EDGE_NAMES)
 
 
 class Muon(torch.optim.Optimizer):
@@ -60,7 +73,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
@@ -82,10 +95,10 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             buffers.append(state["momentum"])
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        looked_ahead = torch._foreach_lerp(grads, buffers, momentum)
+        foreach.lerp_(buffers, grads, 1 - momentum)
+        looked_ahead = foreach.lerp(grads, buffers, momentum)
         matrices = torch.stack([u.reshape(shape) for u in looked_ahead])
         updates = orthogonalise(matrices) * max(1.0, shape[0] / shape[1]) ** 0.5
-        torch._foreach_mul_(parameters, 1 - rate * float(group["weight_decay"]))
+        foreach.mul_(parameters, 1 - rate * float(group["weight_decay"]))
         parts = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
-        torch._foreach_add_(parameters, parts, alpha=-rate)
+        foreach.add_(parameters, parts, alpha=-rate)
