@@ -1,24 +1,25 @@
-"""Training checkpoints: all state of a run in safetensors pieces with checksums, written atomically.
+"""Training checkpoints: the whole state of a run in safetensors pieces with checksums.
 
-A checkpoint is a folder: `manifest.json` names the pieces, their sha256, and what cannot be a
-tensor. Tensors larger than a piece are split along their flattened elements.
+They are replaced atomically: a reader never finds a mixture of two checkpoints. A checkpoint is a
+folder: `manifest.json` names the pieces, their sha256, and what cannot be a tensor. Tensors larger
+than a piece are split along their flattened elements.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fastsam3d.errors import CheckpointError
+from fastsam3d.model.checkpoint import write_atomically
 
 PIECE_BYTES = 15 * 1024 * 1024
 MANIFEST = "manifest.json"
@@ -31,6 +32,9 @@ def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
         folder: Where it goes; created.
         tensors: Any tensors, by name.
         facts: JSON data kept in the manifest.
+
+    Raises:
+        CheckpointError: A piece cannot be written; the earlier checkpoint stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -39,14 +43,15 @@ def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
         pieces: list[dict[str, str]] = []
         for number, chunk in enumerate(_chunks(tensors)):
             name = f"piece-{number:02d}.safetensors"
-            save_file(chunk, staging / name)
-            pieces.append({"file": name, "sha256": _digest(staging / name)})
+            payload = save(chunk)
+            write_atomically(staging / name, payload)
+            pieces.append({"file": name, "sha256": _digest(payload)})
         manifest = {"pieces": pieces, "shapes": shapes, "facts": facts}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
         retired = folder.with_name(f".{folder.name}-old")
         if folder.exists():
-            os.replace(folder, retired)
-        os.replace(staging, folder)
+            folder.replace(retired)
+        staging.replace(folder)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -66,10 +71,11 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for piece in manifest["pieces"]:
         file = folder / piece["file"]
-        if not file.is_file() or _digest(file) != piece["sha256"]:
+        payload = file.read_bytes() if file.is_file() else b""
+        if _digest(payload) != piece["sha256"]:
             msg = f"Checkpoint piece {file.name} is missing or damaged; copy the folder again."
             raise CheckpointError(msg)
-        for key, tensor in load_file(file).items():
+        for key, tensor in load(payload).items():
             name, _, part = key.rpartition("#")
             parts.setdefault(name, []).append((int(part), tensor))
     tensors = {
@@ -100,5 +106,5 @@ def _chunks(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return chunks
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()
