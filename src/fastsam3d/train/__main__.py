@@ -59,12 +59,13 @@ def _train(options: argparse.Namespace) -> None:
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     config = _config(options)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
     model = HighResSam3D(MODEL_CONFIGS[config.model])
     if options.start_from:
         state, _ = load_state(options.start_from)
         model.load_state_dict({name: value.float() for name, value in state.items()})
-    model = model.to(device, memory_format=torch.channels_last_3d)
+    # The call is documented, but torch's overloads lack it; it converts in place.
+    model.to(device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
     bank = TrainingBank(load_pack(options.pack), device=device)
     facts = {"data_sha256": read_index(options.pack)["sha256"], "torch": torch.__version__}
     trainer = Trainer(

@@ -11,7 +11,7 @@ at ``(n + 0.5) * f - 0.5``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,8 +122,8 @@ def _add_case(case: PackedCase, images: list[Tensor], maps: list[Tensor]) -> Ban
     mips = () if case.image is None else _add_image(case, images)
     labels = None
     if case.labels is not None and len(case.labels.table):
-        labels = _add_map(case.labels, case.spacing_mm, maps)
-    supers = tuple(_add_map(s, case.spacing_mm, maps) for s in case.supervoxels if len(s.table))
+        labels = _add_map(case.labels, maps)
+    supers = tuple(_add_map(s, maps) for s in case.supervoxels if len(s.table))
     reference = case.image if case.image is not None else case.labels and case.labels.id_map
     if reference is None:
         msg = f"Case {case.name} has neither image nor labels; remove it from the pack."
@@ -145,7 +145,7 @@ def _add_image(case: PackedCase, images: list[Tensor]) -> tuple[Grid, ...]:
     assert case.levels is not None
     low, high = CT_RANGE_HU if case.is_ct else (float(case.levels.min()), float(case.levels.max()))
     scaled = (case.levels - low) / max(high - low, 1e-6)
-    level = torch.from_numpy(scaled[case.image].astype(np.float32))
+    level = torch.as_tensor(scaled[case.image].astype(np.float32))
     mips: list[Grid] = []
     factor = np.ones(3)
     for _ in range(NUM_MIPS):
@@ -153,7 +153,9 @@ def _add_image(case: PackedCase, images: list[Tensor]) -> tuple[Grid, ...]:
         images.append(level.half().flatten())
         # Halve the axes that are finest in mm: thick slices are not averaged any thicker.
         fine = factor * np.asarray(case.spacing_mm)
-        halve = [int(f < 1.5 * fine.min() and n >= 16) for f, n in zip(fine, level.shape, strict=True)]
+        halve = [
+            int(f < 1.5 * fine.min() and n >= 16) for f, n in zip(fine, level.shape, strict=True)
+        ]
         if not any(halve):
             break
         kernel = [1 + h for h in halve]
@@ -162,13 +164,11 @@ def _add_image(case: PackedCase, images: list[Tensor]) -> tuple[Grid, ...]:
     return tuple(mips)
 
 
-def _add_map(
-    objects: PackedObjects, spacing: tuple[float, float, float], maps: list[Tensor]
-) -> BankMap:
+def _add_map(objects: PackedObjects, maps: list[Tensor]) -> BankMap:
     ids = np.where(objects.id_map > MAX_MAP_ID, 0, objects.id_map).astype(np.uint8)
     i, j, k = (float(f) for f in objects.factor)
     grid = Grid(_total(maps), _shape(ids), (i, j, k))
-    maps.append(torch.from_numpy(ids).flatten())
+    maps.append(torch.as_tensor(ids).flatten())
     neighbours = _neighbours(ids)
     value_of_id = np.arange(MAX_MAP_ID + 1, dtype=np.int16)
     by_value: defaultdict[int, list[Target]] = defaultdict(list)
@@ -178,8 +178,8 @@ def _add_map(
             continue
         value = objects.values[row] if objects.names and objects.values[row] else -object_id
         value_of_id[object_id] = first_id.setdefault(value, object_id)
-        seeds = np.concatenate((objects.deep_seeds[row], objects.table.seeds[row])).astype(np.float32)
-        seeds = (seeds + 0.5) * np.asarray(objects.factor, np.float32) - 0.5
+        drawn = np.concatenate((objects.deep_seeds[row], objects.table.seeds[row]))
+        seeds = (drawn.astype(np.float32) + 0.5) * np.asarray(objects.factor, np.float32) - 0.5
         extent = float(objects.table.extent_mm[row].max())
         target = Target(object_id, extent, seeds, neighbours.get(object_id, ()))
         by_value[value].append(target)
@@ -203,7 +203,7 @@ def _neighbours(ids: NDArray[np.uint8]) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _by_group(cases: Any) -> dict[str, list[BankCase]]:
+def _by_group(cases: Iterable[BankCase]) -> dict[str, list[BankCase]]:
     groups: defaultdict[str, list[BankCase]] = defaultdict(list)
     for case in cases:
         groups[case.group].append(case)
@@ -223,7 +223,7 @@ def _draw_target(rng: np.random.Generator, bank_map: BankMap | None) -> tuple[Ba
     return bank_map, targets[rng.choice(len(targets), p=weights / weights.sum())]
 
 
-def _shape(array: Any) -> tuple[int, int, int]:
+def _shape(array: NDArray[Any] | Tensor) -> tuple[int, int, int]:
     i, j, k = (int(n) for n in array.shape)
     return i, j, k
 

@@ -82,7 +82,9 @@ def draw_axis_matrices(
     return matrices.astype(np.float32)
 
 
-def _profile(position: NDArray[np.float64], sigma: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _profile(
+    position: NDArray[np.float64], sigma: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
     """Return normalised Gaussian weights of the input voxels around each position."""
     position = np.clip(position, 0, size - 1)
     offset = np.arange(size) - position[..., None]
@@ -90,15 +92,12 @@ def _profile(position: NDArray[np.float64], sigma: NDArray[np.float64], size: in
     return weights / weights.sum(-1, keepdims=True)
 
 
-def recolour(
-    image: Tensor, is_ct: Tensor, *, num_real: int, config: DegradeConfig, ct_width: float
-) -> Tensor:
+def recolour(image: Tensor, is_ct: Tensor, *, config: DegradeConfig, ct_width: float) -> Tensor:
     """Window, remap, invert and apply gamma.
 
     Args:
-        image: Intensities of about 0..1, float32 (B, S, S, S); the last `num_real` are real.
+        image: Intensities of about 0..1, float32 (B, S, S, S).
         is_ct: CT ROIs, bool (B,).
-        num_real: Number of real ROIs.
         config: Ranges.
         ct_width: Hounsfield units per unit of a CT image.
 

@@ -1,8 +1,8 @@
 """Training ROIs made on the device: synthetic shapes, painted label maps and real images.
 
-A batch is drawn in two steps. On the CPU `BatchDrawer.draw` chooses objects, poses and shapes: small
-arrays, no voxels. On the device `render` samples voxels, paints intensities, degrades, normalises
-and returns images with targets.
+A batch is drawn in two steps. On the CPU `BatchDrawer.draw` chooses objects, poses and shapes:
+small arrays, no voxels. On the device `render` samples voxels, paints intensities, degrades,
+normalises and returns images with targets.
 
 Every ROI is centred on a voxel of its first target, as inference centres the ROI on the first
 click. Shape legend: B batch, M targets per ROI, S ROI side, L ids (`NUM_IDS`).
@@ -37,7 +37,10 @@ from fastsam3d.train.shapes import (
     ShapesConfig,
     draw_shapes,
     fill_labels,
+    log_uniform,
 )
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 COARSE_WARP_SIDE = 5
 MODE_OBJECT, MODE_LABEL, MODE_NESTED = 0, 1, 2
@@ -237,7 +240,8 @@ class BatchDrawer:
             if r >= 0 and lesions[r]:
                 rows[-1].update(first_id=0, partner_id=0)
         real = rows[config.num_painted :]
-        columns = {key: np.stack([row[key] for row in rows]) for key in rows[0] if "image" not in key}
+        shared = [key for key in rows[0] if "image" not in key]
+        columns = {key: np.stack([row[key] for row in rows]) for key in shared}
         columns |= {
             key: np.stack([row[key] for row in real])
             for key in ("image_offset", "image_shape", "image_scale")
@@ -253,7 +257,7 @@ class BatchDrawer:
         primitives[:, 9:12] = 100.0
         if not is_lesion:
             return
-        radius = np.exp(rng.uniform(np.log(0.06), np.log(0.4)))
+        radius = log_uniform(rng, (0.06, 0.4))
         for row in range(int(rng.integers(1, 4))):
             axes = radius * np.exp(rng.uniform(-0.4, 0.4, 3))
             primitives[row, :9] = (_random_rotation(rng, 60.0) / axes[:, None]).ravel()
@@ -265,8 +269,7 @@ class BatchDrawer:
         self, case: BankCase, bank_map: BankMap, target: Target, *, is_real: bool
     ) -> dict[str, Any]:
         config, rng = self.config, self.rng
-        low, high = config.object_share
-        share = np.exp(rng.uniform(np.log(low), np.log(high)))
+        share = log_uniform(rng, config.object_share)
         finest, view_mm = case.spacing_mm.min(), (case.spacing_mm * case.shape).max()
         # Not finer than interpolation is worth, not so coarse that most of the ROI is padding.
         scale = np.clip(target.extent_mm / (config.size * share), 0.4 * finest, None)
@@ -325,10 +328,10 @@ class Renderer:
         bank: TrainingBank,
         config: GeneratorConfig,
         *,
-        compile_with: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        compile_with: Wrap | None = None,
     ) -> None:
         self.bank, self.config = bank, config
-        wrap = compile_with or (lambda function: function)
+        wrap: Wrap = compile_with or (lambda function: function)
         self._sample = wrap(self._sample_bank)
         self._paint = wrap(_paint_all)
         self._degrade = wrap(_degrade_and_normalise)
@@ -360,10 +363,11 @@ class Renderer:
 
 def _positions(drawn: DrawnBatch, size: int) -> Tensor:
     """Return the case voxel under every ROI voxel, (P, 3, S, S, S); ROI centre = `centre`."""
-    warp = functional.interpolate(drawn.coarse_warp, (size,) * 3, mode="trilinear", align_corners=True)
-    warp = warp + functional.interpolate(
-        drawn.fine_warp, (size,) * 3, mode="trilinear", align_corners=True
+    coarse, fine = (
+        functional.interpolate(grid, (size,) * 3, mode="trilinear", align_corners=True)
+        for grid in (drawn.coarse_warp, drawn.fine_warp)
     )
+    warp = coarse + fine
     middle = size // 2
     warp = warp - warp[:, :, middle, middle, middle][:, :, None, None, None]
     step = torch.arange(size, device=warp.device, dtype=warp.dtype) - middle
@@ -487,7 +491,7 @@ def _degrade_and_normalise(
     host = image[-num_real:, near, near, near].mean((1, 2, 3), keepdim=True)
     # Padding takes the intensity at the centre, so that it does not set the range.
     image = torch.cat((image[:num_synthetic], torch.where(inside, image[-num_real:], host)))
-    image = recolour(image, is_ct, num_real=num_real, config=config.degrade, ct_width=CT_WIDTH_HU)
+    image = recolour(image, is_ct, config=config.degrade, ct_width=CT_WIDTH_HU)
     image = degrade(image, drawn.axis_matrices, num_real=num_real, config=config.degrade)
     step = torch.arange(config.size, device=image.device)
     shown = (step >= drawn.view_start[..., None]) & (step < drawn.view_stop[..., None])
@@ -578,4 +582,4 @@ def _noise(
 def _tensor(array: NDArray[Any]) -> Tensor:
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.as_tensor(np.ascontiguousarray(array))

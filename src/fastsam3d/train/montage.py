@@ -22,10 +22,11 @@ from fastsam3d.train.generator import BatchDrawer, Renderer, TrainingBatch
 from fastsam3d.train.pack import load_pack
 
 COLOURS = ((255, 60, 60), (80, 140, 255))
+CROSS_COLOUR = (255, 255, 0)
 
 
 def montage(batch: TrainingBatch) -> NDArray[np.uint8]:
-    """Return an RGB picture of a batch, uint8 (3 * S, B * S, 3)."""
+    """Return an RGB picture of a batch, uint8 (3 * (S + 2), B * (S + 2), 3)."""
     images = batch.image[:, 0].cpu().numpy()
     targets = batch.targets.cpu().numpy()
     middle = images.shape[1] // 2
@@ -45,11 +46,8 @@ def _column(
             inner = mask.copy()
             inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
             picture[mask & ~inner] = colour
-        picture[middle, middle - 2 : middle + 3] = picture[middle - 2 : middle + 3, middle] = (
-            255,
-            255,
-            0,
-        )
+        picture[middle, middle - 2 : middle + 3] = CROSS_COLOUR
+        picture[middle - 2 : middle + 3, middle] = CROSS_COLOUR
         rows.append(np.pad(picture, ((0, 2), (0, 2), (0, 0))))
     return np.concatenate(rows, axis=0)
 
@@ -61,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--counts", type=int, nargs=3, default=(2, 3, 7), help="shapes painted real")
+    parser.add_argument(
+        "--counts", type=int, nargs=3, default=(2, 3, 7), metavar=("SHAPES", "PAINTED", "REAL")
+    )
     options = parser.parse_args(arguments)
     shapes, painted, real = options.counts
     config = replace(
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bank = TrainingBank(load_pack(options.pack), device=device)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(options.seed)  # pyright: ignore[reportUnknownMemberType]
     drawn = BatchDrawer(bank, config, seed=options.seed).draw().to(device)
     picture = montage(Renderer(bank, config).render(drawn))
     Image.fromarray(picture).save(options.output)

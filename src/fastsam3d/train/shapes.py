@@ -104,14 +104,16 @@ def _rotation(rng: np.random.Generator) -> FloatArray:
     return (q * np.sign(np.diag(r))).astype(np.float32)
 
 
-def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
+def log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Draw a positive number whose logarithm is uniform between those of `bounds`."""
+    low, high = (float(np.log(bound)) for bound in bounds)
+    return float(np.exp(rng.uniform(low, high)))
 
 
 def _blob(
     rng: np.random.Generator, config: ShapesConfig, earlier: FloatArray | None, *, centred: bool
 ) -> tuple[FloatArray, int]:
-    radius, parent = _log_uniform(rng, config.radius), -1
+    radius, parent = log_uniform(rng, config.radius), -1
     centre = rng.uniform(-1.05, 1.05, 3)
     if earlier is not None and len(earlier):
         parent = int(rng.integers(len(earlier)))
@@ -126,12 +128,12 @@ def _blob(
     values = np.empty(PRIMITIVE_VALUES, np.float32)
     values[:9] = (_rotation(rng) / axes[:, None]).ravel()
     values[9:12] = centre
-    values[12:] = (0.0, _log_uniform(rng, config.exponent), inner, 0.0)
+    values[12:] = (0.0, log_uniform(rng, config.exponent), inner, 0.0)
     return values, parent
 
 
 def _tube(rng: np.random.Generator, config: ShapesConfig) -> FloatArray:
-    radius = _log_uniform(rng, config.tube_radius)
+    radius = log_uniform(rng, config.tube_radius)
     rows = np.empty((config.tube_segments, PRIMITIVE_VALUES), np.float32)
     at = rng.uniform(-0.8, 0.8, 3)
     heading = rng.standard_normal(3)

@@ -10,9 +10,8 @@ Source: iterative click training as in RITM (arXiv 2102.06583).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +21,11 @@ from fastsam3d.model.hr import HighResSam3D, previous_mask_map
 from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
 from fastsam3d.train.config import MAX_POINTS, RunConfig
-from fastsam3d.train.generator import TrainingBatch
+from fastsam3d.train.generator import TrainingBatch, Wrap
 from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss
 
 # Targets of a voxel or two survive the halving of the grid when a third of a cell suffices.
 HALF_GRID_SHARE = 0.3
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class LossParts(NamedTuple):
@@ -89,9 +87,9 @@ class SegmentationTask:
             talk = self._begin(half, count)
         for done in range(num_rounds):
             with torch.no_grad():
-                logits, _, _ = self._decode(frozen, talk.prompts(), False)  # noqa: FBT003
+                logits, _, _ = self._decode(frozen, talk.prompts(), False)
                 talk = self._correct(talk, logits, half, done + 1)
-        logits, quality, rough = self._decode(shared, talk.prompts(), True)  # noqa: FBT003
+        logits, quality, rough = self._decode(shared, talk.prompts(), True)
         is_first = 1.0 if num_rounds == 0 else 0.0
         first = torch.full((), is_first, device=logits.device)
         weights = batch.weights.flatten()
@@ -102,7 +100,7 @@ class SegmentationTask:
             return self.model.encoder(image)
 
     def _decode_now(
-        self, embedding: tuple[Tensor, ...], prompts: Prompts, multimask: bool  # noqa: FBT001
+        self, embedding: tuple[Tensor, ...], prompts: Prompts, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(embedding[0].device.type, torch.bfloat16, enabled=self.autocast):
             return self.model.decoder(embedding, prompts, multimask=multimask)
