@@ -1,11 +1,12 @@
 """Time the parts of a training step on one GPU and check its kernels against the references.
 
-    python benchmarks/train_step.py --pack pack/train_pack.npz --output train_step.json
+``python benchmarks/train_step.py --pack pack/train_pack.npz --output train_step.json``
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -13,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn import functional
+
 from fastsam3d.model.config import MODEL_CONFIGS
 from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.train.bank import TrainingBank
@@ -22,7 +26,6 @@ from fastsam3d.train.generator import BatchDrawer
 from fastsam3d.train.loop import Trainer
 from fastsam3d.train.pack import load_pack
 from fastsam3d.train.shapes import draw_shapes, fill_labels, fill_labels_reference
-from torch.nn import functional
 
 
 def milliseconds(function: Callable[[], Any], *, repeats: int = 10) -> float:
@@ -41,8 +44,6 @@ def milliseconds(function: Callable[[], Any], *, repeats: int = 10) -> float:
 
 def check_kernels(config: Any) -> dict[str, float]:
     """Compare the shapes kernel and a bf16 conv3d with their references."""
-    import numpy as np
-
     shapes = draw_shapes(np.random.default_rng(0), 4, config.generator.shapes)
     base = torch.zeros(4, 64, 64, 64, dtype=torch.int16, device="cuda")
     base[:, 20:40, 20:40, 20:40] = 7
@@ -100,7 +101,8 @@ def main() -> int:
         result["render_ms"] = milliseconds(lambda: trainer.renderer.render(drawn))
         result["encode_ms"] = milliseconds(lambda: trainer.task._encode(batch.image))
     for rounds in (0, 1, 3):
-        result[f"step_{rounds}_ms"] = milliseconds(lambda r=rounds: trainer.train_step(drawn_cpu, r))
+        step = functools.partial(trainer.train_step, drawn_cpu, rounds)
+        result[f"step_{rounds}_ms"] = milliseconds(step)
     grads = [torch.randn_like(p) for p in trainer.parameters]
 
     def optimise() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from fastsam3d.errors import DatasetError
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
@@ -19,7 +20,6 @@ from fastsam3d.train.shapes import (
     draw_shapes,
     fill_labels,
 )
-
 from tests.train.toy import SIZE, toy_case
 
 CONFIG = replace(recipe("debug").generator, num_shapes=2, num_painted=2, num_real=6)

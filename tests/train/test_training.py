@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fastsam3d.errors import CheckpointError, ConfigError
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.clicks import corrupted_masks, erosion_depth, jittered_boxes, next_clicks
@@ -16,7 +17,6 @@ from fastsam3d.train.loop import CHECKPOINT, Trainer
 from fastsam3d.train.losses import boundary_weights, mask_losses
 from fastsam3d.train.muon import Muon, is_muon_parameter, orthogonalise
 from fastsam3d.train.state import load_state, save_state
-
 from tests.train.toy import toy_case, toy_model
 
 
@@ -206,7 +206,7 @@ def test_state_splits_large_tensors_and_finds_damage(
     assert facts == {"step": 3}
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     pieces[1].write_bytes(pieces[1].read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="piece-01.safetensors is missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"piece-01\.safetensors is missing or damaged"):
         load_state(tmp_path / "x")
     with pytest.raises(CheckpointError, match="No checkpoint was found"):
         load_state(tmp_path / "y")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+
 from fastsam3d.data.objects import object_table
 from fastsam3d.model.config import HR_S
 from fastsam3d.model.hr import HighResSam3D

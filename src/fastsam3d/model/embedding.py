@@ -41,7 +41,8 @@ class ImageEmbedding:
     def select(self, index: int) -> ImageEmbedding:
         """Return the embedding of one ROI as a batch of one (a view, no copy)."""
         part = slice(index, index + 1)
-        return ImageEmbedding(self.tokens[part], tuple(s[part] for s in self.skips), self.image_size)
+        skips = tuple(skip[part] for skip in self.skips)
+        return ImageEmbedding(self.tokens[part], skips, self.image_size)
 
     def repeat(self, count: int) -> ImageEmbedding:
         """Return every ROI `count` times in a row, for `count` prompt sets per ROI."""

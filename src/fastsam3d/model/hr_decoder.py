@@ -170,8 +170,8 @@ class HighResDecoder(nn.Module):
         super().__init__()
         dim, highres = config.out_dim, config.highres
         deep, mid, fine = highres.decoder_channels
-        full = highres.stem_channels[0]
-        self.image_size, self.grid_size, self.full_channels = config.image_size, config.grid_size, full
+        self.full_channels = full = highres.stem_channels[0]
+        self.image_size, self.grid_size = config.image_size, config.grid_size
         self.maps = PromptMaps(config.image_size, highres.click_sigmas)
         self.prompt_pyramid = PromptPyramid(highres.decoder_channels, dim)
         self.position = PositionEncoding(dim)
@@ -244,7 +244,8 @@ class HighResDecoder(nn.Module):
         has_box = (boxes[:, 3:] > boxes[:, :3]).all(1, keepdim=True)
         at = torch.cat((points, corners.to(points.dtype)), dim=1)
         at = ((at + 0.5) * (2 / self.image_size) - 1).clamp(-2, 2)
-        kinds = torch.cat((labels.clamp(min=0).long(), labels.new_tensor([[2, 3]]).long().expand(batch, 2)), 1)
+        box_kinds = labels.new_tensor([[2, 3]]).long().expand(batch, 2)
+        kinds = torch.cat((labels.clamp(min=0).long(), box_kinds), dim=1)
         used = torch.cat((labels >= 0, has_box.expand(batch, 2)), dim=1)
         prompt_tokens = self.position(at) + self.kinds(kinds)
         outputs = self.output_tokens.weight.expand(batch, -1, -1)
@@ -276,4 +277,5 @@ class HighResDecoder(nn.Module):
 def _weighted_sums(x_BCIJK: Tensor, weights_BMC: Tensor) -> Tensor:
     """Return (B, M, I, J, K): every voxel's channels times every weight row, channels-last."""
     rows = x_BCIJK.permute(0, 2, 3, 4, 1).flatten(1, 3) @ weights_BMC.transpose(1, 2)
-    return rows.unflatten(1, x_BCIJK.shape[2:]).permute(0, 4, 1, 2, 3)
+    grid = rows.reshape(rows.shape[0], *x_BCIJK.shape[2:], rows.shape[2])
+    return grid.permute(0, 4, 1, 2, 3)

@@ -135,7 +135,9 @@ class Trunk(nn.Module):
     rope_cos: Tensor
     rope_sin: Tensor
 
-    def __init__(self, grid_size: int, dim: int, *, depth: int, num_heads: int, ratio: float) -> None:
+    def __init__(
+        self, grid_size: int, dim: int, *, depth: int, num_heads: int, ratio: float
+    ) -> None:
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(1, grid_size**3, dim))
         self.blocks = nn.ModuleList(TrunkBlock(dim, num_heads, ratio) for _ in range(depth))
