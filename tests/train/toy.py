@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from fastsam3d.data.objects import object_table
-from fastsam3d.model.config import HR_S
+from fastsam3d.model.config import HR_S, HighResConfig
 from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.train.pack import PackedCase, PackedObjects
 
 SIZE = 32
-TOY = replace(HR_S, image_size=SIZE, embed_dim=48, depth=1, num_heads=2, out_dim=48)
+THIN = HighResConfig(stem_channels=(2, 8, 16, 24), decoder_channels=(24, 16, 8))
+TOY = replace(HR_S, image_size=SIZE, embed_dim=48, depth=1, num_heads=2, out_dim=48, highres=THIN)
 
 
 def toy_model(seed: int = 0) -> HighResSam3D:

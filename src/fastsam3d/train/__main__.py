@@ -60,7 +60,9 @@ def _train(options: argparse.Namespace) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     config = _config(options)
     torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
-    model = HighResSam3D(MODEL_CONFIGS[config.model])
+    # The debug recipe trains on smaller ROIs than the variant is made for.
+    architecture = replace(MODEL_CONFIGS[config.model], image_size=config.generator.size)
+    model = HighResSam3D(architecture)
     if options.start_from:
         state, _ = load_state(options.start_from)
         model.load_state_dict({name: value.float() for name, value in state.items()})

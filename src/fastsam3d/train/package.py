@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def package(run: Path, output: Path, *, pack: Path, int8: bool, notes: str) -> W
         CheckpointError: The run has no averaged weights, or the target cannot be written.
     """
     tensors, facts = load_state(run / AVERAGED)
-    config = find_config(facts["config"]["model"])
+    run_config = facts["config"]
+    config = replace(find_config(run_config["model"]), image_size=run_config["generator"]["size"])
     card = WeightsCard(
         name=config.name,
         architecture=config,
