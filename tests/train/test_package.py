@@ -1,0 +1,93 @@
+"""Packaging: a finished run becomes a weights file that loads, with a card that names its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsam3d.model.checkpoint import load_state
+from fastsam3d.model.config import MODEL_CONFIGS
+from fastsam3d.model.registry import load_model
+from fastsam3d.train.bank import TrainingBank
+from fastsam3d.train.config import recipe
+from fastsam3d.train.loop import Trainer
+from fastsam3d.train.package import main, package
+from tests.train.toy import TOY, toy_case, toy_model
+
+SOURCES = [
+    {"case": "clinic__a", "source": "clinic", "modality": "CT", "licence": "CC0"},
+    {"case": "clinic__b", "source": "clinic", "modality": "CT", "licence": "CC0"},
+    {"case": "atlas__c", "source": "atlas", "modality": "MR", "licence": "CC-BY-4.0"},
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
+    bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
+    trainer = Trainer(toy_model(), bank, replace(recipe("debug"), model="toy"), output=tmp_path)
+    trainer.export()
+    return trainer
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    path = tmp_path / "train_pack.npz"
+    path.write_bytes(b"voxels are not read")
+    index = {
+        "format": 1,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "cases": SOURCES,
+    }
+    path.with_suffix(".json").write_text(json.dumps(index), encoding="utf-8")
+    return path
+
+
+def test_packaged_weights_are_the_averaged_ones(run: Trainer, pack: Path, tmp_path: Path) -> None:
+    output = tmp_path / "toy.safetensors"
+    package(run.output, output, pack=pack, int8=False, notes="")
+    model = load_model(output)
+    assert not model.training
+    for name, average in run.ema_state().items():
+        assert torch.equal(model.state_dict()[name], average.half().float())
+
+
+def test_card_lists_sources_with_licences_and_the_architecture(
+    run: Trainer, pack: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "toy.safetensors"
+    written = package(run.output, output, pack=pack, int8=False, notes="a toy")
+    _, card = load_state(output)
+    assert card == written
+    assert card.training_data == (
+        "synthetic shapes and painted label maps (generated)",
+        "atlas (MR): 1 cases, CC-BY-4.0",
+        "clinic (CT): 2 cases, CC0",
+    )
+    assert card.architecture == MODEL_CONFIGS["toy"]
+    assert (card.quantisation, card.notes) == ("none", "a toy")
+
+
+def test_command_line_writes_int8_weights_close_to_the_run(
+    run: Trainer, pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "toy.safetensors"
+    assert main([str(run.output), str(output), "--pack", str(pack), "--int8"]) == 0
+    state, card = load_state(output)
+    assert card.quantisation == "int8"
+    assert card.sha256 in capsys.readouterr().out
+    for name, average in run.ema_state().items():
+        torch.testing.assert_close(state[name].float(), average, atol=0.02, rtol=0)
+
+
+def test_folder_without_averaged_weights_is_refused_in_a_sentence(
+    pack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "none"), str(tmp_path / "x.safetensors"), "--pack", str(pack)]
+    assert main(arguments) == 1
+    assert "No checkpoint was found" in capsys.readouterr().err
