@@ -17,7 +17,11 @@ ROPE_THETA = 100.0
 
 
 class VoxelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each voxel: local, so a sub-box can be computed exactly."""
+    """Layer norm over the channels of each voxel: local, so a sub-box can be computed exactly.
+
+    `layers.ChannelNorm3d` keeps the arithmetic of the official models; this one is a single library
+    call, several times as fast where channels lie last, as they do throughout this family.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is LayerNorm's
         """Return (B, C, I, J, K) normalised over C."""
