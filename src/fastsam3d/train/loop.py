@@ -67,12 +67,13 @@ class Trainer:
         self.parameters = list(model.parameters())
         self.ema = [p.detach().clone() for p in self.parameters]
         named = list(model.named_parameters())
+        self.muon = Muon(
+            [p for n, p in named if is_muon_parameter(n, p)],
+            lr=config.muon_rate,
+            weight_decay=config.weight_decay,
+        )
         self.optimisers: list[torch.optim.Optimizer] = [
-            Muon(
-                [p for n, p in named if is_muon_parameter(n, p)],
-                lr=config.muon_rate,
-                weight_decay=config.weight_decay,
-            ),
+            self.muon,
             torch.optim.AdamW(
                 [p for n, p in named if not is_muon_parameter(n, p)],
                 lr=config.adam_rate,
@@ -132,6 +133,7 @@ class Trainer:
             grad.nan_to_num_(0.0, 0.0, 0.0)
         foreach.mul_(grads, scale)
         self.num_skipped += ~is_finite
+        self.muon.gate = is_finite.float()
         factor = rate_factor(self.step, self.num_steps, self.config)
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             for group in optimiser.param_groups:

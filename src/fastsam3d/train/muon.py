@@ -55,6 +55,11 @@ def is_muon_parameter(name: str, parameter: nn.Parameter) -> bool:
 class Muon(torch.optim.Optimizer):
     """Muon over parameters with two or more axes; convolutions count as (out, in * kernel).
 
+    Attributes:
+        gate: Factor on the next updates, a scalar on the device, or None for 1. Zero skips a step
+            without waiting for the device; a zero gradient would not, since any momentum that is
+            left is orthogonalised to full size.
+
     Args:
         params: Parameters to update.
         lr: Learning rate, the root-mean-square size of an update of a square matrix.
@@ -71,6 +76,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.gate: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,6 +105,8 @@ class Muon(torch.optim.Optimizer):
         looked_ahead = foreach.lerp(grads, buffers, momentum)
         matrices = torch.stack([u.reshape(shape) for u in looked_ahead])
         updates = orthogonalise(matrices) * max(1.0, shape[0] / shape[1]) ** 0.5
+        if self.gate is not None:
+            updates = updates * self.gate
         foreach.mul_(parameters, 1 - rate * float(group["weight_decay"]))
         parts = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
         foreach.add_(parameters, parts, alpha=-rate)

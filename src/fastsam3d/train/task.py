@@ -165,7 +165,10 @@ class SegmentationTask:
 
         loss = mean(settled[:, 0]) + config.quality_weight * mean(error.mean(1))
         loss = loss + config.rough_weight * mean(rough_loss(rough, targets))
-        loss = loss + config.candidate_weight * is_first * mean(candidates.amin(1))
+        # Not `amin`: its gradient divides by the number of entries equal to the minimum, and a
+        # compiled backward pass that recomputes them may find none: 0 / 0.
+        best = candidates.gather(1, candidates.detach().argmin(1, keepdim=True))[:, 0]
+        loss = loss + config.candidate_weight * is_first * mean(best)
         # Every output keeps a gradient in every round, so no parameter is ever without one.
         loss = loss + 1e-3 * mean(candidates.mean(1))
         return loss, mean(settled[:, 0]).detach(), mean(settled_iou[:, 0]), mean(error[:, 0])
