@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
-# The index that serves CPU builds of torch. For CUDA: `make clean-venv demo TORCH_INDEX=` (see README).
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# A further package index for torch, such as PyTorch's own of CPU-only builds (see README).
+TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt

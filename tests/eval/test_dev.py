@@ -30,10 +30,10 @@ def test_the_ball_baseline_takes_the_best_radius_and_records_how(pack: Path, cap
 
 
 def test_a_model_is_run_through_its_session(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, bool]] = []
 
-    def session(model: str, device: str) -> ThresholdSegmenter:
-        asked.append((model, device))
+    def session(model: str, device: str, *, is_blind: bool) -> ThresholdSegmenter:
+        asked.append((model, device, is_blind))
         return ThresholdSegmenter()
 
     monkeypatch.setattr(dev, "_session", session)
@@ -41,12 +41,12 @@ def test_a_model_is_run_through_its_session(pack: Path, monkeypatch: pytest.Monk
     common = ["--pack", str(pack), "--model", "hr_s", "--clicks", "1", "--sources", "clinic"]
     dev.main([*common, "--output", str(out)])
     seeing = json.loads(out.read_text())
-    assert asked == [("hr_s", "cpu")]
+    assert asked == [("hr_s", "cpu", False)]
     assert {row["case"] for row in seeing["rows"]} == {"clinic__a"}
     assert seeing["summary"]["macro"] == [1.0]
     dev.main([*common, "--zero-image", "--limit-targets", "1", "--output", str(out)])
     blind = json.loads(out.read_text())
-    assert blind["summary"]["macro"][0] < 0.5
+    assert asked[-1] == ("hr_s", "cpu", True)
     assert blind["provenance"]["zero_image"] is True
     assert len(blind["rows"]) == 1
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fastsam3d.errors import ConfigError, DatasetError, SessionStateError
-from fastsam3d.eval.baselines import BallSegmenter, ZeroImageSegmenter
+from fastsam3d.eval.baselines import BallSegmenter, BlindModel
 from fastsam3d.eval.metrics import dice, volume_ml
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.eval.runner import run
@@ -112,11 +112,29 @@ def test_a_ball_needs_a_radius_and_a_volume() -> None:
         BallSegmenter(1.0).add_point(Point.voxel((0, 0, 0)))
 
 
-def test_zeroing_hides_the_image_and_keeps_the_geometry() -> None:
-    case, inner = make_case(), ThresholdSegmenter()
-    blind = ZeroImageSegmenter(inner)
-    rows = run(blind, [case], InteractionProtocol(num_clicks=1))
-    assert inner.volume is not None
-    assert not inner.volume.array.any()
-    assert inner.volume.geometry == case.volume.geometry
-    assert max(row.dice for row in rows) < 0.5
+class RecordingModel:
+    """Keeps what it was asked."""
+
+    config = None
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def encode_image(self, image: np.ndarray) -> np.ndarray:
+        self.seen.append(image)
+        return image
+
+    def decode_masks(self, *given: object, **named: object) -> str:
+        self.seen.append((given, named))
+        return "mask"
+
+
+def test_a_blind_model_sees_zeros_and_every_prompt() -> None:
+    inner = RecordingModel()
+    blind = BlindModel(inner)
+    image = np.ones((1, 1, 2, 2, 2), np.float32)
+    assert not blind.encode_image(image).any()
+    assert image.all()
+    assert blind.decode_masks("e", "p", "l", boxes="b", mask_logits="m", multimask=True) == "mask"
+    named = {"boxes": "b", "mask_logits": "m", "multimask": True}
+    assert inner.seen[-1] == (("e", "p", "l"), named)

@@ -13,9 +13,11 @@ from fastsam3d.volume import Region, Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
-    from fastsam3d.eval.runner import ClickSegmenter
+    from fastsam3d.model.embedding import ImageEmbedding
     from fastsam3d.prompts import Point
+    from fastsam3d.session.predictor import PromptableModel, RoiConfig
 
 
 class BallSegmenter:
@@ -91,25 +93,39 @@ class BallSegmenter:
         return region, squared <= self.radius_mm**2
 
 
-class ZeroImageSegmenter:
-    """Gives a segmenter an image of zeros: what remains is what clicks alone achieve.
+class BlindModel:
+    """Hides the image from a model: every normalised ROI is replaced by zeros.
+
+    What remains is what clicks alone achieve. Blanking the volume itself would not measure that,
+    because a session answers a constant volume with an empty mask.
 
     Args:
-        inner: The segmenter under test.
+        inner: The model under test.
     """
 
-    def __init__(self, inner: ClickSegmenter) -> None:
+    def __init__(self, inner: PromptableModel) -> None:
         self._inner = inner
 
-    def set_volume(self, volume: Volume) -> None:
-        """Start anew on a blank volume with the geometry of `volume`."""
-        blank = np.zeros(volume.shape, dtype=volume.array.dtype)
-        self._inner.set_volume(Volume(blank, volume.geometry, volume.modality))
+    @property
+    def config(self) -> RoiConfig:
+        """Config of the model under test."""
+        return self._inner.config
 
-    def reset(self) -> None:
-        """Forget all clicks and keep the volume."""
-        self._inner.reset()
+    def encode_image(self, image: Tensor) -> ImageEmbedding:
+        """Embed zeros in place of `image`, shape (B, 1, I, J, K)."""
+        return self._inner.encode_image(image * 0)
 
-    def add_point(self, point: Point) -> Prediction:
-        """Add a click and segment."""
-        return self._inner.add_point(point)
+    def decode_masks(
+        self,
+        embedding: ImageEmbedding,
+        points: Tensor,
+        labels: Tensor,
+        *,
+        boxes: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode as the model under test does."""
+        return self._inner.decode_masks(
+            embedding, points, labels, boxes=boxes, mask_logits=mask_logits, multimask=multimask
+        )

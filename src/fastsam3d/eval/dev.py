@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.eval.baselines import BallSegmenter, ZeroImageSegmenter
+from fastsam3d.eval.baselines import BallSegmenter, BlindModel
 from fastsam3d.eval.cases import load_cases, read_cases
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.eval.report import summarise, table, write_json
@@ -129,15 +129,17 @@ def _segmenter(
             radius, tried = best_ball_radius(cases, BALL_RADII_MM, protocol)
         described = {"model": "ball", "radius_mm": radius, "macro_by_radius_mm": tried}
         return BallSegmenter(radius), described
-    segmenter = _session(options.model, options.device)
-    described = {"model": str(options.model)}
-    return (ZeroImageSegmenter(segmenter) if options.zero_image else segmenter), described
+    segmenter = _session(options.model, options.device, is_blind=options.zero_image)
+    return segmenter, {"model": str(options.model)}
 
 
-def _session(model: str, device: str) -> ClickSegmenter:
+def _session(model: str, device: str, *, is_blind: bool) -> ClickSegmenter:
     from fastsam3d.session import Session  # noqa: PLC0415 - loads torch
 
-    return Session.from_pretrained(model, device=cast("Any", device))
+    session = Session.from_pretrained(model, device=cast("Any", device))
+    if is_blind:
+        session.predictor.model = BlindModel(session.predictor.model)
+    return session
 
 
 def _progress(rows: list[Row]) -> None:

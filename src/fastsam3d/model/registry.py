@@ -58,7 +58,7 @@ def build_model(config: ModelConfig) -> Model:
     if config.family == "hr":
         from fastsam3d.model.hr import HighResSam3D  # noqa: PLC0415 (each family on demand)
 
-        return HighResSam3D(config)
+        return _laid_out(HighResSam3D(config))
     from fastsam3d.model.sam_med3d import SamMed3D  # noqa: PLC0415
 
     return SamMed3D(config)
@@ -143,7 +143,19 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
     check_fit(model, state, path)
     # The tensors just read become the parameters; a copy would double time and memory.
     model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().to(device)
+    return _laid_out(model.eval().to(device))
+
+
+def _laid_out(model: Model) -> Model:
+    """Return `model` in the memory layout that suits it.
+
+    Channels last spares the convolutional variants a copy before and after every channel norm.
+    """
+    import torch  # noqa: PLC0415 (listing models must not load it)
+
+    if model.config.family == "hr":
+        return model.to(memory_format=torch.channels_last_3d)
+    return model
 
 
 def describe_models() -> list[dict[str, Any]]:
