@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsam3d.model.config import HR_S
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.hr_decoder import PromptMaps, Prompts
+from fastsam3d.model.hr_decoder import PromptMaps, Prompts, _FineInputs
 from fastsam3d.model.hr_layers import (
     axial_rope,
     depth_to_space,
@@ -177,3 +177,38 @@ def test_double_resolution_is_trilinear_interpolation() -> None:
     x = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
     expected = torch.nn.functional.interpolate(x, scale_factor=2, mode="trilinear")
     torch.testing.assert_close(double_resolution(x), expected)
+
+
+def test_limited_masks_equal_full_ones_inside_the_box(model: HighResSam3D) -> None:
+    torch.manual_seed(0)
+    half, tokens = SIZE // 2, torch.randn(1, 1, TOY.out_dim)
+    fine = _FineInputs(
+        torch.randn(1, 64, SIZE // 4, SIZE // 4, SIZE // 4),
+        torch.randn(1, 32, half, half, half),
+        torch.randn(1, 32, half, half, half),
+        torch.randn(1, 64, half, half, half),
+    )
+    rough = torch.full((1, 1, 8, 8, 8), -20.0)
+    rough[..., 3:5, 2:4, 6:8] = 1.0
+    decoder = model.decoder
+    with torch.no_grad():
+        whole = decoder._fine_masks(fine, tokens)
+        limited = decoder._limited_masks(fine, rough, tokens)
+    inside = (..., slice(12, 20), slice(8, 16), slice(24, 32))
+    torch.testing.assert_close(limited[inside], whole[inside], atol=1e-5, rtol=1e-5)
+    assert limited[..., :4, :, :].max() < -10
+    with torch.no_grad():
+        nothing = decoder._limited_masks(fine, torch.full_like(rough, -20.0), tokens)
+    assert nothing.max() < -10
+
+
+def test_limiting_changes_nothing_where_the_rough_mask_covers_the_roi(
+    model: HighResSam3D, embedding: ImageEmbedding
+) -> None:
+    expected = decode(model, embedding)
+    model.decoder.is_limited = True
+    try:
+        found = decode(model, embedding)
+    finally:
+        model.decoder.is_limited = False
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

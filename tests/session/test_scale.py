@@ -139,10 +139,10 @@ def test_growth_moves_to_a_click_in_the_middle_of_an_elongated_object():
 def test_a_cut_mask_grows_by_at_least_the_factor_until_the_volume_is_covered():
     geometry = grid((100, 100, 100), (1.0, 1.0, 1.0))
     roi = Roi.around((50, 50, 50), geometry, 0.4)
-    spacings = []
+    policy, spacings = ScalePolicy(growth=1.6), []
     while roi is not None:
         spacings.append(roi.spacing_mm)
-        roi = scale.grown_roi(POLICY, geometry, roi, extent(20, cut=1), np.full((1, 3), 64.0))
+        roi = scale.grown_roi(policy, geometry, roi, extent(20, cut=1), np.full((1, 3), 64.0))
     assert spacings == pytest.approx([0.4, 0.64, 50.5 / 63.5])
 
 

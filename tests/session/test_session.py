@@ -68,7 +68,7 @@ def test_the_roi_fits_the_object(radius_mm, finest, coarsest):
 
 def test_an_object_larger_than_the_first_roi_is_not_cut_off():
     volume = ball_volume(radius_mm=20.0)
-    result = make_session(volume, spacings_mm=(0.6,)).add_point((38, 30, 30))
+    result = make_session(volume, spacings_mm=(0.6,), max_growths=4).add_point((38, 30, 30))
     assert result.warnings == ()
     assert dice(result.mask.array, ball_truth(volume.geometry, radius_mm=20.0)) > 0.9
 

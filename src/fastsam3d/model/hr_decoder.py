@@ -31,6 +31,9 @@ NUM_MASKS = 4  # one for a settled prompt, three candidates for an ambiguous fir
 NUM_MAPS = 6  # positive and negative clicks at two radii, previous mask, box
 DECODER_HEADS = 8
 ABSENT_SCORE = -1.0e4
+# Where the rough mask is surer of background than this (probability 2 %), no detail is computed.
+LIMIT_LOGIT = -4.0
+LIMIT_MARGIN = 2  # quarter-grid cells around the box
 
 
 class Prompts(NamedTuple):
@@ -159,8 +162,22 @@ class TwoWayLayer(nn.Module):
         return tokens, image
 
 
+class _FineInputs(NamedTuple):
+    """What the finest stage reads: normalised quarter-grid features and half-grid skips."""
+
+    quarter: Tensor
+    skip2: Tensor
+    at2: Tensor
+    full: Tensor
+
+
 class HighResDecoder(nn.Module):
-    """Mask logits at the full ROI resolution from an image embedding and prompts."""
+    """Mask logits at the full ROI resolution from an image embedding and prompts.
+
+    Attributes:
+        is_limited: Compute the finest stage only around the object when one prompt set is decoded
+            to one mask; for CPUs, where that stage is most of the time.
+    """
 
     rope_cos: Tensor
     rope_sin: Tensor
@@ -168,6 +185,7 @@ class HighResDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.is_limited = False
         dim, highres = config.out_dim, config.highres
         deep, mid, fine = highres.decoder_channels
         self.full_channels = full = highres.stem_channels[0]
@@ -221,10 +239,32 @@ class HighResDecoder(nn.Module):
         x = self.res8(self.up8(x) + skip8 + at8)
         x = self.res4(self.up4(x) + skip4 + at4)
         rough = self._rough_masks(x, tokens[:, 1:2])
-        x = self.res2(self.up2(x) + skip2 + at2)
         count = NUM_MASKS if multimask else 1
-        logits = self._masks(functional.gelu(self.norm2(x)), full, tokens[:, 1 : 1 + count])
-        return logits, self.quality(tokens[:, 0])[:, :count], rough
+        quality = self.quality(tokens[:, 0])[:, :count]
+        fine = _FineInputs(functional.gelu(self.up2.norm(x)), skip2, at2, full)
+        if self.is_limited and count == 1 and x.shape[0] == 1:
+            return self._limited_masks(fine, rough, tokens[:, 1:2]), quality, rough
+        return self._fine_masks(fine, tokens[:, 1 : 1 + count]), quality, rough
+
+    def _fine_masks(self, fine: _FineInputs, tokens_BMC: Tensor) -> Tensor:
+        """Return logits (B, M, S, S, S), or of the box that the inputs were cut to."""
+        x = self.res2(self.up2.conv(fine.quarter) + fine.skip2 + fine.at2)
+        return self._masks(functional.gelu(self.norm2(x)), fine.full, tokens_BMC)
+
+    def _limited_masks(self, fine: _FineInputs, rough: Tensor, tokens_BMC: Tensor) -> Tensor:
+        """Compute the finest stage only where the rough mask leaves any doubt about background.
+
+        Exact inside the box but for its outermost voxels; outside, the rough logits stand.
+        """
+        side = rough.shape[-1]
+        whole = functional.interpolate(rough, scale_factor=4, mode="trilinear")
+        box = _box_of(rough[0, 0] > LIMIT_LOGIT, side)
+        if box is None:
+            return whole
+        quarter, half, full = (_slices(box, factor) for factor in (1, 2, 4))
+        cut = _FineInputs(fine.quarter[quarter], fine.skip2[half], fine.at2[half], fine.full[half])
+        whole[full] = self._fine_masks(cut, tokens_BMC).to(whole.dtype)
+        return whole
 
     def _attend(self, image: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         tokens, bias = self._tokens(prompts)
@@ -279,3 +319,21 @@ def _weighted_sums(x_BCIJK: Tensor, weights_BMC: Tensor) -> Tensor:
     rows = x_BCIJK.permute(0, 2, 3, 4, 1).flatten(1, 3) @ weights_BMC.transpose(1, 2)
     grid = rows.reshape(rows.shape[0], *x_BCIJK.shape[2:], rows.shape[2])
     return grid.permute(0, 4, 1, 2, 3)
+
+
+def _box_of(region_IJK: Tensor, side: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the bounds of a region per axis with a margin, or None where it is empty."""
+    bounds: list[tuple[int, int]] = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        found = region_IJK.amax(others).nonzero()
+        if not len(found):
+            return None
+        low, high = int(found[0]) - LIMIT_MARGIN, int(found[-1]) + 1 + LIMIT_MARGIN
+        bounds.append((max(low, 0), min(high, side)))
+    return tuple(bounds)
+
+
+def _slices(box: tuple[tuple[int, int], ...], factor: int) -> tuple[slice, ...]:
+    """Return the index of a quarter-grid box on a grid `factor` times as fine, all channels."""
+    return (slice(None), slice(None), *(slice(factor * a, factor * b) for a, b in box))

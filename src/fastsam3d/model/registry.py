@@ -10,7 +10,7 @@ import difflib
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import ConfigError, ModelNotFoundError
 from fastsam3d.model.card import WeightsCard, card_path, read_card
@@ -143,7 +143,10 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
     check_fit(model, state, path)
     # The tensors just read become the parameters; a copy would double time and memory.
     model.load_state_dict(state, strict=True, assign=True)
-    return _laid_out(model.eval().to(device))
+    model = _laid_out(model.eval().to(device))
+    if model.config.family == "hr":
+        cast("HighResSam3D", model).decoder.is_limited = str(device).startswith("cpu")
+    return model
 
 
 def _laid_out(model: Model) -> Model:

@@ -72,16 +72,16 @@ class ScalePolicy:
     face_penalty: float = 0.25
     tiny_penalty: float = 0.15
     tiny_voxels: float = 12.0
-    face_contact: float = 0.002
+    face_contact: float = 0.02
     trim: float = 0.005
     target_extent: float = 0.6
     smallest_extent: float = 0.3
     largest_extent: float = 0.8
-    max_refinements: int = 1
+    max_refinements: int = 0
     consistent_extent: float = 1.6
     score_tolerance: float = 0.1
-    max_growths: int = 3
-    growth: float = 1.6
+    max_growths: int = 2
+    growth: float = 1.3
     growth_extent: float = 0.75
     first_click_candidates: bool = False
 
