@@ -157,7 +157,8 @@ def _laid_out(model: Model) -> Model:
     import torch  # noqa: PLC0415 (listing models must not load it)
 
     if model.config.family == "hr":
-        return model.to(memory_format=torch.channels_last_3d)
+        # torch's stubs know this overload for tensors only.
+        cast("Any", model).to(memory_format=torch.channels_last_3d)
     return model
 
 
