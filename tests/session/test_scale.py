@@ -227,3 +227,21 @@ def test_boxes_keep_their_faces_in_every_orientation(direction, expected):
 def test_impossible_policies_are_refused(values):
     with pytest.raises(ConfigError):
         ScalePolicy(**values)
+
+
+def test_parts_without_a_click_become_background():
+    logits = torch.full((32, 32, 32), -3.0)
+    logits[4:10, 4:10, 4:10] = 2.0
+    logits[20:26, 20:26, 20:26] = 2.0
+    kept = scale.clicked_parts(logits, np.array([[6.0, 6.0, 6.0]]))
+    assert torch.equal(kept[:16], logits[:16])
+    assert (kept[16:] < 0).all()
+    both = scale.clicked_parts(logits, np.array([[6.0, 6.0, 6.0], [22.0, 22.0, 22.0]]))
+    assert torch.equal(both, logits)
+
+
+@pytest.mark.parametrize("clicks", [np.zeros((0, 3)), np.array([[15.0, 15.0, 15.0]])])
+def test_a_mask_that_no_click_hits_is_left_alone(clicks):
+    logits = torch.full((32, 32, 32), -3.0)
+    logits[4:10, 4:10, 4:10] = 2.0
+    assert torch.equal(scale.clicked_parts(logits, clicks), logits)

@@ -8,7 +8,7 @@ one by one from the start. Volume coordinates are voxels as stored.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -258,6 +258,7 @@ class Round:
         prompts = self._in_roi(roi)
         decoded = self.predictor.decode(encoded, prompts, mask_logits_SSS=mask, multimask=multimask)
         clicks = prompts.points[prompts.is_positive]
+        decoded = replace(decoded, logits=scale.clicked_parts(decoded.logits, clicks))
         extent = scale.measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
         return Look(roi, decoded, extent, scale.score(self.policy, decoded.quality, extent))
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from fastsam3d.errors import ConfigError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from fastsam3d.volume import Geometry, Region
 
     Points = NDArray[np.float64]
+
+
+DROPPED_LOGIT = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,13 +228,10 @@ def measure_mask(
     """
     is_mask = (logits_IJK > MASK_LOGIT_THRESHOLD).cpu().numpy()
     is_mask, num_cut_faces = _inside_scan(policy, geometry, roi, is_mask)
-    # Half the resolution is enough to tell parts and extents, and eight times faster.
-    half = is_mask[::2] | is_mask[1::2]
-    half = half[:, ::2] | half[:, 1::2]
-    half = half[:, :, ::2] | half[:, :, 1::2]
+    half = _halved(is_mask)
     if not half.any():
         return MaskExtent()
-    seeds = np.clip(np.floor((clicks + 0.5) / 2), 0, half.shape[0] - 1).astype(np.intp)
+    seeds = _half_seeds(clicks, half.shape[0])
     is_hit = half[tuple(seeds.T)]
     part = _connected(half, seeds[is_hit]) if is_hit.any() else half
     sides = [_trimmed_range(part, axis, policy.trim) for axis in range(3)]
@@ -241,6 +242,40 @@ def measure_mask(
         num_cut_faces=num_cut_faces,
         has_click=bool(is_hit.any()) or not len(clicks),
     )
+
+
+def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
+    """Turn the parts of a mask that hold no positive click into background.
+
+    A user points at one object; what the mask has elsewhere without touching it is a slip. A click
+    on a missed second part brings that part back.
+
+    Args:
+        logits_IJK: Mask logits of the ROI.
+        clicks: Positive clicks in ROI voxels, shape (N, 3).
+
+    Returns:
+        The logits, unchanged where no click is in the mask.
+    """
+    half = _halved((logits_IJK > MASK_LOGIT_THRESHOLD).cpu().numpy())
+    seeds = _half_seeds(clicks, half.shape[0])
+    seeds = seeds[half[tuple(seeds.T)]]
+    if not len(seeds):
+        return logits_IJK
+    part = _connected(half, seeds).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    is_other = torch.from_numpy(~part).to(logits_IJK.device) & (logits_IJK > MASK_LOGIT_THRESHOLD)
+    return logits_IJK.masked_fill(is_other, DROPPED_LOGIT)
+
+
+def _halved(is_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask at half the resolution: enough to tell parts, and eight times faster."""
+    half = is_mask[::2] | is_mask[1::2]
+    half = half[:, ::2] | half[:, 1::2]
+    return half[:, :, ::2] | half[:, :, 1::2]
+
+
+def _half_seeds(clicks: Points, side: int) -> NDArray[np.intp]:
+    return np.clip(np.floor((clicks + 0.5) / 2), 0, side - 1).astype(np.intp)
 
 
 def score(policy: ScalePolicy, quality: float, extent: MaskExtent) -> float:
