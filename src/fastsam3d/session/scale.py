@@ -263,7 +263,9 @@ def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
     if not len(seeds):
         return logits_IJK
     part = _connected(half, seeds).repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    is_other = torch.as_tensor(~part, device=logits_IJK.device) & (logits_IJK > MASK_LOGIT_THRESHOLD)
+    is_other = torch.as_tensor(~part, device=logits_IJK.device) & (
+        logits_IJK > MASK_LOGIT_THRESHOLD
+    )
     return logits_IJK.masked_fill(is_other, DROPPED_LOGIT)
 
 
