@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=None, help="seed of the run")
     parser.add_argument("--start-from", type=Path, default=None, help="averaged weights to load")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    parser.add_argument("--eager", action="store_true", help="do not compile; slower by half")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -96,6 +97,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
         config = replace(config, num_steps=options.steps)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
+    if options.eager:
+        config = replace(config, compile=False)
     if options.start_from is not None:
         config = replace(config, initial_weights=options.start_from.name)
     return config

@@ -78,9 +78,9 @@ class RunConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 150
     decay_share: float = 0.3
-    ema: float = 0.998
+    ema: float = 0.9985
     clip: float = 1.0
-    quality_weight: float = 0.3
+    quality_weight: float = 1.0
     candidate_weight: float = 0.5
     rough_weight: float = 0.3
     compile: bool = True

@@ -41,7 +41,7 @@ class DegradeConfig:
     share_blur: float = 0.3
     max_blur: float = 3.0
     share_thick: float = 0.3
-    max_thick: float = 8.0
+    max_thick: float = 10.0
     share_nearest: float = 0.4
     bias: tuple[float, float] = (0.6, 0.3)
     noise: tuple[float, float] = (0.12, 0.05)

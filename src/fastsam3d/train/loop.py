@@ -107,6 +107,7 @@ class Trainer:
                 window = _Window()
             if self.step % config.save_every == 0:
                 self.save()
+                self.export()  # a machine that is taken away loses little
         self.save()
         self.export()
 
