@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastsam3d.errors import PromptError
 from fastsam3d.prompts import simulate
-from fastsam3d.prompts.simulate import depth_mm, first_click, next_click
+from fastsam3d.prompts.simulate import challenge_click, depth_mm, first_click, next_click
 
 ONE_MM = (1.0, 1.0, 1.0)
 
@@ -123,3 +123,66 @@ def test_all_backends_click_the_same_voxel(seed: int, spacing: simulate.Spacing)
         patch.setitem(sys.modules, "cc3d", None)
         plain = next_click(mask, truth, spacing)
     assert plain == fast
+
+
+def test_uniform_clicks_fall_on_every_mistake_and_have_its_sign() -> None:
+    truth = _box((2, 2, 2), (4, 4, 4)) | _box((12, 12, 12), (13, 13, 13))
+    mask = _box((7, 7, 7), (9, 9, 9))
+    rng = np.random.default_rng(0)
+    found = {}
+    for _ in range(200):
+        click = next_click(mask, truth, ONE_MM, placement="uniform", rng=rng)
+        assert click is not None
+        found[tuple(int(v) for v in click.position)] = click.positive
+    assert len(found) == 8 + 1 + 8
+    assert all(positive == bool(truth[at]) for at, positive in found.items())
+    assert next_click(truth, truth, ONE_MM, placement="uniform", rng=rng) is None
+
+
+def _published_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, ...], bool]:
+    """The challenge's rule, step by step on arrays (D, H, W), with the libraries it names."""
+    cc3d = pytest.importorskip("cc3d")
+    ndimage = pytest.importorskip("scipy.ndimage")
+    components = cc3d.connected_components((mask != truth).astype(np.uint8), connectivity=26)
+    sizes = np.bincount(components.flat)
+    sizes[0] = 0
+    largest = components == np.argmax(sizes)
+    voxels = np.argwhere(largest)
+    low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
+    margin = np.maximum(((high - low) * 0.25).astype(int), 1)
+    padded = np.pad(
+        largest[tuple(map(slice, low, high))], [(side, side) for side in margin.tolist()]
+    )
+    depth = ndimage.distance_transform_edt(padded)
+    deepest = np.argwhere(depth == depth.max()) - margin + low
+    np.random.seed(42)  # noqa: NPY002 - the published draw
+    at = tuple(int(v) for v in deepest[np.random.choice(len(deepest))])  # noqa: NPY002
+    return at, bool(truth[at])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.3, 0.6]))
+def test_the_challenge_click_is_that_of_the_published_rule(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.random((7, 9, 8)) < share
+    mask = rng.random((7, 9, 8)) < share / 2
+    click = challenge_click(mask.transpose(), truth.transpose())
+    assert click is not None
+    assert (click.position[::-1], click.positive) == _published_click(mask, truth)
+
+
+def test_the_challenge_click_joins_missed_and_spilled_voxels_that_touch() -> None:
+    missed, spilled = _box((2, 2, 2), (4, 8, 6)), _box((4, 2, 2), (6, 8, 6))
+    block = _box((12, 12, 12), (16, 16, 16))
+    truth = missed | block
+    # 48 + 48 voxels that touch are more than the block of 64, which is more than either alone.
+    joined = challenge_click(spilled, truth)
+    apart = next_click(spilled, truth, ONE_MM)
+    assert joined is not None
+    assert apart is not None
+    assert max(joined.position) < 12
+    assert min(apart.position) >= 12
+    assert joined.positive == bool(truth[tuple(int(v) for v in joined.position)])
+    assert challenge_click(truth, truth) is None
+    with pytest.raises(PromptError, match="one shape"):
+        challenge_click(truth[1:], truth)
