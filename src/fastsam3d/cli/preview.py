@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fastsam3d.volume.display import PLANES, Plane, display_window
+
 if TYPE_CHECKING:
     from fastsam3d.volume import Mask, Volume
 
@@ -44,24 +46,6 @@ class Click(NamedTuple):
 
     voxel: tuple[float, float, float]
     positive: bool = True
-
-
-class Plane(NamedTuple):
-    """How one slice is shown: axes of the RAS-ordered grid and the letters at its borders."""
-
-    name: str
-    normal: int
-    column: int
-    row: int
-    letters: tuple[str, str, str, str]
-    """Left, right, top, bottom."""
-
-
-PLANES: Final = (
-    Plane("axial", normal=2, column=0, row=1, letters=("R", "L", "A", "P")),
-    Plane("coronal", normal=1, column=0, row=2, letters=("R", "L", "S", "I")),
-    Plane("sagittal", normal=0, column=1, row=2, letters=("A", "P", "S", "I")),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,38 +105,6 @@ def mask_volume_ml(mask: Mask) -> float:
     """Return the volume inside a mask in millilitres, oblique and sheared grids included."""
     voxel_mm3 = abs(float(np.linalg.det(mask.geometry.affine[:3, :3])))
     return int(np.count_nonzero(mask.array)) * voxel_mm3 / 1000.0
-
-
-def display_window(
-    array: Array, inside: NDArray[np.bool_], modality: str | None
-) -> tuple[float, float]:
-    """Choose the intensities shown as black and white.
-
-    CT uses the usual Hounsfield windows, by what the structure is made of: lung, bone or soft
-    tissue. PET starts at zero. Everything else spans the 1st to 99.5th percentile of the non-zero
-    voxels. Files that say nothing about their modality count as CT if they hold a lot of air
-    near -1000.
-
-    Args:
-        array: Intensities, any shape.
-        inside: The structure, bool, same shape; may be empty.
-        modality: ``"CT"``, ``"MR"``, ``"PET"`` or None.
-
-    Returns:
-        The black and the white intensity, black < white.
-    """
-    sample = array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)]
-    if modality == "CT" or (modality is None and np.percentile(sample, 5) <= -700):
-        typical = float(np.median(array[inside])) if inside.any() else 40.0
-        if typical < -400:
-            return -1350.0, 150.0
-        return (-450.0, 1050.0) if typical > 220 else (-160.0, 240.0)
-    if modality == "PET":
-        low, high = 0.0, float(np.percentile(sample, 99.8))
-    else:
-        signal = sample[sample != 0]
-        low, high = map(float, np.percentile(signal if signal.size else sample, [1.0, 99.5]))
-    return low, high if high > low else low + 1.0
 
 
 def _arrange(volume: Volume, mask: Mask, clicks: tuple[Click, ...]) -> _Scene:

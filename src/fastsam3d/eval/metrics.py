@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastsam3d.errors import DatasetError
-from fastsam3d.eval.surface import Spacing, bounding_box, surface_of
+from fastsam3d.eval.surface import Spacing, surface_of
 from fastsam3d.eval.surface_distance import SurfaceTree, robust_maximum
+from fastsam3d.prompts.simulate import bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fastsam3d.prompts.simulate import bounding_box
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Spacing = tuple[float, float, float]
-Box = tuple[slice, slice, slice]
 
 # Corners are named by their bits: 4 along i, 2 along j, 1 along k. Per pattern: the corners that
 # are inside, and the area vector of every triangle in eighths of a voxel face.
@@ -62,21 +63,6 @@ class Surface:
     cells: NDArray[np.int64]
     keys: NDArray[np.int64]
     areas: NDArray[np.float64]
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Return the smallest box that holds all of a mask, None for an empty one."""
-    sides: list[slice] = []
-    part = mask
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        hit = np.flatnonzero(part.any(axis=others))
-        if len(hit) == 0:
-            return None
-        side = slice(int(hit[0]), int(hit[-1]) + 1)
-        sides.append(side)
-        part = part[(slice(None),) * axis + (side,)]
-    return (sides[0], sides[1], sides[2])
 
 
 def surface_of(mask: NDArray[np.bool_], spacing: Spacing) -> Surface:

@@ -87,7 +87,7 @@ class SurfaceTree:
         )
         half = (_BLOCK - 1) / 2
         middles = (blocks[first] * _BLOCK + half) * self._spacing
-        middle_mm = self._tree.query(middles)[0][block_of]
+        middle_mm: Distances = self._tree.query(middles)[0][block_of]
         reach = float(np.linalg.norm(half * self._spacing)) * (1 + 1e-9)  # rounding never decides
         low, high = np.maximum(middle_mm - reach, 0.0), middle_mm + reach
         at_least = robust_maximum(low, surface.areas)
