@@ -27,18 +27,23 @@ SOURCES = [
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+def run(tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
     bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
-    trainer = Trainer(toy_model(), bank, replace(recipe("debug"), model="toy"), output=tmp_path)
+    config = replace(recipe("debug"), model="toy")
+    facts = {"data_sha256": hashlib.sha256(pack.read_bytes()).hexdigest()}
+    trainer = Trainer(toy_model(), bank, config, output=tmp_path, facts=facts)
     trainer.export()
     return trainer
 
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Path:
-    path = tmp_path / "train_pack.npz"
-    path.write_bytes(b"voxels are not read")
+    return write_index(tmp_path / "train_pack.npz", b"voxels are not read")
+
+
+def write_index(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
     index = {
         "format": 1,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -71,6 +76,39 @@ def test_card_lists_sources_with_licences_and_the_architecture(
     )
     assert card.architecture == MODEL_CONFIGS["toy"]
     assert (card.quantisation, card.notes) == ("none", "a toy")
+
+
+def test_fine_tuned_weights_keep_the_sources_and_spacings_that_they_began_with(
+    run: Trainer, pack: Path, tmp_path: Path
+) -> None:
+    first = package(run.output, tmp_path / "toy.safetensors", pack=pack)
+    start = replace(
+        first,
+        training_data=("earlier (MR): 3 cases, CC0", first.training_data[0]),
+        preprocessing=replace(first.preprocessing, spacings_mm=(0.7, 1.4)),
+    )
+    tuned = package(
+        run.output,
+        tmp_path / "tuned.safetensors",
+        pack=pack,
+        name="tuned",
+        licence="CC-BY-SA-4.0",
+        start=start,
+    )
+    assert (tuned.name, tuned.licence) == ("tuned", "CC-BY-SA-4.0")
+    assert tuned.preprocessing.spacings_mm == (0.7, 1.4)
+    assert tuned.training_data == (*start.training_data, *first.training_data[1:])
+
+
+def test_a_pack_that_the_run_was_not_trained_on_is_refused(
+    run: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_index(tmp_path / "other.npz", b"other voxels")
+    assert main([str(run.output), str(tmp_path / "x.safetensors"), "--pack", str(other)]) == 1
+    message = capsys.readouterr().err
+    assert "other.npz has" in message
+    assert "give the pack that the run was trained on" in message
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_command_line_writes_int8_weights_close_to_the_run(

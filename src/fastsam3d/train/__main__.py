@@ -7,25 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from fastsam3d.errors import ConfigError, FastSAM3DError
-from fastsam3d.model.config import MODEL_CONFIGS
-from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.train.bank import TrainingBank
+from fastsam3d.errors import FastSAM3DError
 from fastsam3d.train.config import RunConfig, recipe
-from fastsam3d.train.loop import CHECKPOINT, Trainer
-from fastsam3d.train.pack import load_pack, read_index
-from fastsam3d.train.state import load_state
-
-# bf16 conv3d was slow or wrong in cuDNN 9.8 to 9.14.
-MIN_CUDNN = 91500
+from fastsam3d.train.launch import build_trainer, training_process
+from fastsam3d.train.overrides import override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +28,44 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def run_config(
+    recipe_name: str,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    eager: bool = False,
+    start_from: str | Path | None = None,
+    assignments: tuple[str, ...] = (),
+) -> RunConfig:
+    """Return a recipe with the changes that options ask for; `assignments` come last.
+
+    Args:
+        recipe_name: See `fastsam3d.train.config.RECIPES`.
+        minutes: Length of the run.
+        steps: Length of the run in steps; beats `minutes`.
+        seed: Seed of the run.
+        eager: Do not compile.
+        start_from: Weights to begin with; their name is recorded.
+        assignments: ``key=value`` texts, see `fastsam3d.train.overrides.override`.
+
+    Raises:
+        ConfigError: The recipe, a key or a value is unknown or impossible.
+    """
+    config = recipe(recipe_name)
+    if minutes is not None:
+        config = replace(config, minutes=minutes, num_steps=None)
+    if steps is not None:
+        config = replace(config, num_steps=steps)
+    if seed is not None:
+        config = replace(config, seed=seed)
+    if eager:
+        config = replace(config, compile=False)
+    if start_from is not None:
+        config = replace(config, initial_weights=Path(start_from).name)
+    return override(config, assignments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastsam3d.train", description=__doc__)
     parser.add_argument("recipe", help="named recipe, see fastsam3d.train.config")
@@ -47,77 +74,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=None, help="length of the run")
     parser.add_argument("--steps", type=int, default=None, help="length of the run in steps")
     parser.add_argument("--seed", type=int, default=None, help="seed of the run")
-    parser.add_argument("--start-from", type=Path, default=None, help="averaged weights to load")
+    parser.add_argument("--start-from", help="a run's averaged folder, .safetensors file or name")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument("--eager", action="store_true", help="do not compile; slower by half")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field of the recipe, such as generator.num_real=9",
+    )
     return parser
 
 
 def _train(options: argparse.Namespace) -> None:
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = _device(options.device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    config = _config(options)
-    torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
-    # The debug recipe trains on smaller ROIs than the variant is made for.
-    architecture = replace(MODEL_CONFIGS[config.model], image_size=config.generator.size)
-    model = HighResSam3D(architecture)
-    if options.start_from:
-        state, _ = load_state(options.start_from)
-        model.load_state_dict({name: value.float() for name, value in state.items()})
-    # The call is documented, but torch's overloads lack it; it converts in place.
-    model.to(device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
-    bank = TrainingBank(load_pack(options.pack), device=device)
-    facts = {"data_sha256": read_index(options.pack)["sha256"], "torch": torch.__version__}
-    trainer = Trainer(
-        model,
-        bank,
-        config,
-        output=options.output,
-        rank=rank,
-        world_size=world_size,
-        facts=facts,
+    config = run_config(
+        options.recipe,
+        minutes=options.minutes,
+        steps=options.steps,
+        seed=options.seed,
+        eager=options.eager,
+        start_from=options.start_from,
+        assignments=tuple(options.set),
     )
-    if options.resume:
-        trainer.resume(options.output / CHECKPOINT)
-    trainer.fit()
-    if rank == 0:
-        sys.stdout.write(json.dumps({"steps": trainer.step, "output": str(options.output)}) + "\n")
-    if world_size > 1:
-        dist.destroy_process_group()
-
-
-def _config(options: argparse.Namespace) -> RunConfig:
-    config = recipe(options.recipe)
-    if options.minutes is not None:
-        config = replace(config, minutes=options.minutes, num_steps=None)
-    if options.steps is not None:
-        config = replace(config, num_steps=options.steps)
-    if options.seed is not None:
-        config = replace(config, seed=options.seed)
-    if options.eager:
-        config = replace(config, compile=False)
-    if options.start_from is not None:
-        config = replace(config, initial_weights=options.start_from.name)
-    return config
-
-
-def _device(name: str) -> torch.device:
-    if not name.startswith("cuda"):
-        return torch.device(name)
-    version = torch.backends.cudnn.version() or 0
-    if version < MIN_CUDNN:
-        msg = (
-            f"Training needs cuDNN {MIN_CUDNN} or newer (bf16 conv3d), got {version}; "
-            "update torch or train with --device cpu."
+    with training_process(options.device) as process:
+        trainer = build_trainer(
+            config,
+            process,
+            pack=options.pack,
+            output=options.output,
+            start_from=options.start_from,
+            resume=options.resume,
         )
-        raise ConfigError(msg)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
+        trainer.fit()
+    if process.rank == 0:
+        sys.stdout.write(json.dumps({"steps": trainer.step, "output": str(options.output)}) + "\n")
 
 
 if __name__ == "__main__":

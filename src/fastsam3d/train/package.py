@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from fastsam3d.errors import FastSAM3DError
+from fastsam3d.errors import DatasetError, FastSAM3DError
 from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
 from fastsam3d.model.registry import find_config
@@ -27,7 +28,17 @@ SPACINGS_MM = (1.1,)
 WEIGHTS_LICENCE = "Apache-2.0"
 
 
-def package(run: Path, output: Path, *, pack: Path, int8: bool, notes: str) -> WeightsCard:
+def package(
+    run: Path,
+    output: Path,
+    *,
+    pack: Path,
+    int8: bool = False,
+    notes: str = "",
+    name: str | None = None,
+    licence: str = WEIGHTS_LICENCE,
+    start: WeightsCard | None = None,
+) -> WeightsCard:
     """Write the averaged weights of a run with their card.
 
     Args:
@@ -36,26 +47,32 @@ def package(run: Path, output: Path, *, pack: Path, int8: bool, notes: str) -> W
         pack: The training pack of the run, for sources and licences.
         int8: Store matrices as int8 with one scale per output channel.
         notes: Kept in the card.
+        name: Of the weights; by default that of the variant.
+        licence: Of the weights.
+        start: Card of the weights that the run began with; its sources and spacings are kept.
 
     Returns:
         The card as written.
 
     Raises:
         CheckpointError: The run has no averaged weights, or the target cannot be written.
+        DatasetError: The pack is missing, damaged or not the one that the run was trained on.
     """
     tensors, facts = load_state(run / AVERAGED)
+    _check_pack(pack, facts)
     run_config = facts["config"]
     config = replace(find_config(run_config["model"]), image_size=run_config["generator"]["size"])
+    earlier = () if start is None else start.training_data
     card = WeightsCard(
-        name=config.name,
+        name=name or config.name,
         architecture=config,
         preprocessing=Preprocessing(
             normalisation="roi_percentile_zscore",
             image_size=config.image_size,
-            spacings_mm=SPACINGS_MM,
+            spacings_mm=SPACINGS_MM if start is None else start.preprocessing.spacings_mm,
         ),
-        licence=WEIGHTS_LICENCE,
-        training_data=training_sources(pack),
+        licence=licence,
+        training_data=tuple(dict.fromkeys((*earlier, *training_sources(pack)))),
         sha256="0" * 64,
         created=datetime.now(UTC).date().isoformat(),
         quantisation="int8" if int8 else "none",
@@ -74,6 +91,17 @@ def training_sources(pack: Path) -> tuple[str, ...]:
         for (source, modality, licence), count in sorted(counts.items())
     ]
     return ("synthetic shapes and painted label maps (generated)", *real)
+
+
+def _check_pack(pack: Path, facts: dict[str, Any]) -> None:
+    """Refuse a pack that would put other sources on the card than the run has seen."""
+    trained, given = str(facts.get("data_sha256")), str(read_index(pack)["sha256"])
+    if given != trained:
+        msg = (
+            f"The run was trained on a pack of sha256 {trained[:12]}, {pack.name} has "
+            f"{given[:12]}; give the pack that the run was trained on."
+        )
+        raise DatasetError(msg)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,11 +63,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: A piece is missing or damaged.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        msg = f"No checkpoint was found in {folder}; it has no {MANIFEST}."
-        raise CheckpointError(msg)
-    manifest = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    manifest = _read_manifest(folder)
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for piece in manifest["pieces"]:
         file = folder / piece["file"]
@@ -85,6 +81,23 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, found in parts.items()
     }
     return tensors, cast("dict[str, Any]", manifest["facts"])
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read the facts of a checkpoint without its tensors.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
+    return cast("dict[str, Any]", _read_manifest(folder)["facts"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        msg = f"No checkpoint was found in {folder}; it has no {MANIFEST}."
+        raise CheckpointError(msg)
+    return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
 
 
 def _chunks(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -1,0 +1,200 @@
+"""One training process: a config and a pack in, a trainer out; alone or under torchrun.
+
+What `python -m fastsam3d.train`, `fastsam3d train` and fine-tuning share. Needs torch, numpy and
+safetensors only, because it runs on the training machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastsam3d.errors import CheckpointError, ConfigError
+from fastsam3d.model.card import WeightsCard
+from fastsam3d.model.checkpoint import check_fit
+from fastsam3d.model.checkpoint import load_state as load_weights
+from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.hr import HighResSam3D
+from fastsam3d.model.registry import find_config, find_weights
+from fastsam3d.train.bank import TrainingBank
+from fastsam3d.train.config import RunConfig
+from fastsam3d.train.loop import CHECKPOINT, Trainer
+from fastsam3d.train.pack import load_pack, read_index
+from fastsam3d.train.state import load_state, read_facts
+
+# bf16 conv3d was slow or wrong in cuDNN 9.8 to 9.14.
+MIN_CUDNN = 91500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """This process among those of the run.
+
+    Attributes:
+        device: Where it computes.
+        rank: Its number; rank 0 writes the files.
+        world_size: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+
+@contextmanager
+def training_process(device: str = "auto") -> Generator[Process, None, None]:
+    """Take part in the run that torchrun describes, or run alone.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where there is any.
+
+    Yields:
+        This process; its group is left at the end of the block.
+
+    Raises:
+        ConfigError: The machine cannot train on that device.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = training_device(device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(device=chosen, rank=rank, world_size=world_size)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def training_device(name: str) -> torch.device:
+    """Return a device that can train, and let it multiply in TF32.
+
+    Raises:
+        ConfigError: There is no CUDA device, or its cuDNN is too old.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ConfigError("Device cuda was asked for, but torch sees none; use --device cpu.")
+    version = torch.backends.cudnn.version() or 0
+    if version < MIN_CUDNN:
+        msg = (
+            f"Training needs cuDNN {MIN_CUDNN} or newer (bf16 conv3d), got {version}; "
+            "update torch or train with --device cpu."
+        )
+        raise ConfigError(msg)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_trainer(
+    config: RunConfig,
+    process: Process,
+    *,
+    pack: Path,
+    output: Path,
+    start_from: str | Path | None = None,
+    resume: bool = False,
+    facts: dict[str, Any] | None = None,
+) -> Trainer:
+    """Put model, data and config of a run together.
+
+    Args:
+        config: The run.
+        process: From `training_process`.
+        pack: The training pack.
+        output: Folder of the run.
+        start_from: Weights to begin with: the ``averaged`` folder of a run, a ``.safetensors``
+            file, or the name of a model that ships with the package.
+        resume: Go on from the checkpoint in `output`; the length of the run is the checkpoint's.
+        facts: Further facts for the record.
+
+    Returns:
+        The trainer, ready for ``fit``.
+
+    Raises:
+        ConfigError: `start_from` is of another architecture than ``config.model``.
+        CheckpointError: Weights or checkpoint are missing, damaged or of another run.
+        DatasetError: The pack is missing, damaged or empty.
+    """
+    digest = str(read_index(pack)["sha256"])
+    torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
+    # The recipe decides the ROI size: the debug recipe trains on smaller ones.
+    model = HighResSam3D(_architecture(config))
+    if start_from is not None:
+        model.load_state_dict(_starting_weights(start_from, model))
+    # The call is documented, but torch's overloads lack it; it converts in place.
+    model.to(process.device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+    trainer = Trainer(
+        model,
+        TrainingBank(load_pack(pack), device=process.device),
+        config,
+        output=output,
+        rank=process.rank,
+        world_size=process.world_size,
+        facts={"data_sha256": digest, "torch": torch.__version__, **(facts or {})},
+    )
+    if resume:
+        _check_same_data(output / CHECKPOINT, digest)
+        trainer.resume(output / CHECKPOINT)
+    return trainer
+
+
+def trainable_architecture(card: WeightsCard, source: Path) -> ModelConfig:
+    """Return the registered architecture that a card describes.
+
+    Raises:
+        ConfigError: The trainer cannot train it: another family, or sizes of its own.
+    """
+    described = card.architecture
+    if described.family != "hr":
+        msg = (
+            f"{source.name} is of family {described.family!r} and only 'hr' models can be trained; "
+            "start from hr_s or from weights made from it."
+        )
+        raise ConfigError(msg)
+    if replace(find_config(described.name), image_size=described.image_size) != described:
+        msg = (
+            f"{source.name} differs from the registered architecture {described.name!r}; "
+            "start from weights of this version."
+        )
+        raise ConfigError(msg)
+    return described
+
+
+def _architecture(config: RunConfig) -> ModelConfig:
+    return replace(find_config(config.model), image_size=config.generator.size)
+
+
+def _starting_weights(start_from: str | Path, model: HighResSam3D) -> dict[str, Tensor]:
+    folder = Path(start_from)
+    if folder.is_dir():
+        state, _ = load_state(folder)
+        source = folder
+    else:
+        source = find_weights(start_from)
+        state, card = load_weights(source)
+        trainable_architecture(card, source)
+    check_fit(model, state, source)
+    return {name: value.float() for name, value in state.items()}
+
+
+def _check_same_data(folder: Path, digest: str) -> None:
+    recorded = read_facts(folder).get("data_sha256")
+    if recorded != digest:
+        msg = (
+            f"The run was trained on a pack of sha256 {str(recorded)[:12]}, this pack has "
+            f"{digest[:12]}; give the run's own pack, or start a new run from its averaged weights."
+        )
+        raise CheckpointError(msg)

@@ -1,0 +1,83 @@
+"""Where a run may begin: weights files, names and earlier runs, of one architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsam3d.errors import CheckpointError, ConfigError
+from fastsam3d.model.card import Preprocessing, WeightsCard
+from fastsam3d.model.checkpoint import save_checkpoint
+from fastsam3d.model.config import MODEL_CONFIGS, ModelConfig
+from fastsam3d.train.config import RunConfig, recipe
+from fastsam3d.train.launch import Process, build_trainer, trainable_architecture, training_device
+from fastsam3d.train.loop import Trainer
+from tests.train.toy import TOY, toy_case, toy_model
+
+CPU = Process(device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def tiny_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODEL_CONFIGS, "hr_s", replace(TOY, image_size=128))
+    monkeypatch.setattr("fastsam3d.train.launch.load_pack", lambda _: [toy_case(0)])
+    monkeypatch.setattr("fastsam3d.train.launch.read_index", lambda _: {"sha256": "0" * 64})
+
+
+def start(output: Path, weights: str | Path, config: RunConfig | None = None) -> Trainer:
+    return build_trainer(
+        config or recipe("debug"), CPU, pack=Path("toy.npz"), output=output, start_from=weights
+    )
+
+
+def card(architecture: ModelConfig) -> WeightsCard:
+    return WeightsCard(
+        name="toy",
+        architecture=architecture,
+        preprocessing=Preprocessing(
+            normalisation="roi_percentile_zscore",
+            image_size=architecture.image_size,
+            spacings_mm=(1.0,),
+        ),
+        licence="Apache-2.0",
+        training_data=(),
+        sha256="0" * 64,
+        created="2026-11-22",
+    )
+
+
+def test_weights_file_becomes_the_model_and_its_average(tmp_path: Path) -> None:
+    model = toy_model(seed=3)
+    save_checkpoint(model.state_dict(), tmp_path / "toy.safetensors", card(TOY))
+    trainer = start(tmp_path / "run", tmp_path / "toy.safetensors")
+    for ours, average, given in zip(
+        trainer.parameters, trainer.ema, model.parameters(), strict=True
+    ):
+        assert torch.equal(ours, given)
+        assert torch.equal(average, given)
+
+
+def test_weights_of_another_roi_size_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(toy_model().state_dict(), tmp_path / "toy.safetensors", card(TOY))
+    config = recipe("debug")
+    wider = replace(config, generator=replace(config.generator, size=64))
+    with pytest.raises(CheckpointError, match="does not fit its architecture"):
+        start(tmp_path / "run", tmp_path / "toy.safetensors", wider)
+
+
+def test_only_registered_architectures_of_our_family_are_trained() -> None:
+    official = card(replace(TOY, family="sam_med3d"))
+    with pytest.raises(ConfigError, match=r"x\.safetensors is of family 'sam_med3d'"):
+        trainable_architecture(official, Path("x.safetensors"))
+    with pytest.raises(ConfigError, match="differs from the registered architecture 'hr_s'"):
+        trainable_architecture(card(replace(TOY, depth=2)), Path("x.safetensors"))
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="torch sees none; use --device cpu"):
+        training_device("cuda")
