@@ -24,6 +24,18 @@ OPTIONS = {
         "--space",
     },
     ("info",): {"--json"},
+    ("train",): {
+        "--device",
+        "--eager",
+        "--minutes",
+        "--output",
+        "--pack",
+        "--resume",
+        "--seed",
+        "--set",
+        "--start-from",
+        "--steps",
+    },
     ("demo",): {"--output-dir"},
     ("models", "list"): {"--json"},
     ("models", "info"): {"--json"},
@@ -42,7 +54,7 @@ def test_options_are_frozen(words: tuple[str, ...], capsys: pytest.CaptureFixtur
 
 
 def test_commands_are_frozen() -> None:
-    assert [command.name for command in COMMANDS] == ["segment", "info", "models", "demo"]
+    assert [command.name for command in COMMANDS] == ["segment", "info", "models", "train", "demo"]
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,8 +55,7 @@ def _replaced(part: Any, path: list[str], text: str, key: str) -> Any:
         inner = ", ".join(f"{key}.{item.name}" for item in fields(value)[:3])
         msg = f"Setting {key!r} is a group; set one of its fields, such as {inner}."
         raise ConfigError(msg)
-    owner: type[Any] = type(part)
-    kinds = get_type_hints(owner)
+    kinds = get_type_hints(part.__class__)
     return replace(part, **{name: _parsed(text, kinds[name], key)})
 
 
