@@ -1,6 +1,18 @@
-"""What the user gives: points, boxes and masks, each with its frame."""
+"""What the user gives: points, boxes, scribbles, lassos and masks, each with its frame."""
 
+from fastsam3d.prompts.drawn import Lasso, Scribble, SliceBox
+from fastsam3d.prompts.frames import Frame
 from fastsam3d.prompts.prompt_set import Prompt, PromptSet
-from fastsam3d.prompts.types import Box, Frame, MaskPrompt, Point
+from fastsam3d.prompts.types import Box, MaskPrompt, Point
 
-__all__ = ["Box", "Frame", "MaskPrompt", "Point", "Prompt", "PromptSet"]
+__all__ = [
+    "Box",
+    "Frame",
+    "Lasso",
+    "MaskPrompt",
+    "Point",
+    "Prompt",
+    "PromptSet",
+    "Scribble",
+    "SliceBox",
+]

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-import numpy as np
-
-from fastsam3d.errors import GeometryError, PromptError
-from fastsam3d.prompts.types import Box, Frame, MaskPrompt, Point
-from fastsam3d.volume import Geometry
+from fastsam3d.errors import PromptError
+from fastsam3d.prompts.plain import Prompt, load_json, prompt_from_plain, prompt_to_plain
+from fastsam3d.prompts.types import Box, MaskPrompt, Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Prompt = Point | Box | MaskPrompt
+    from fastsam3d.volume import Geometry
 
 JSON_VERSION: Final = 1
 MAX_PROMPTS: Final = 10_000
-MAX_JSON_CHARACTERS: Final = 64 * 2**20
-MAX_MASK_VOXELS: Final = 2**31
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,8 @@ class PromptSet:
             raise PromptError(message)
         for prompt in cast("tuple[Any, ...]", self.prompts):
             if not isinstance(prompt, Prompt):
-                message = f"Prompt must be a Point, Box or MaskPrompt, got {type(prompt).__name__}."
+                kinds = "Point, Box, SliceBox, Scribble, Lasso or MaskPrompt"
+                message = f"Prompt must be a {kinds}, got {type(prompt).__name__}."
                 raise PromptError(message)
 
     def __len__(self) -> int:
@@ -119,7 +116,7 @@ class PromptSet:
 
     def to_json(self) -> str:
         """Return the set as JSON text, exact to the last bit."""
-        prompts = [_to_plain(prompt) for prompt in self.prompts]
+        prompts = [prompt_to_plain(prompt) for prompt in self.prompts]
         return json.dumps({"version": JSON_VERSION, "prompts": prompts}, allow_nan=False)
 
     @classmethod
@@ -132,74 +129,17 @@ class PromptSet:
         Raises:
             PromptError: Not JSON, too long, of another version, or a malformed prompt.
         """
-        if len(text) > MAX_JSON_CHARACTERS:
-            message = f"Prompt JSON has {len(text)} characters; at most {MAX_JSON_CHARACTERS} fit."
-            raise PromptError(message)
+        plain = load_json(text)
         try:
-            plain = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            message = f"Prompt text is not JSON ({error}); write it with PromptSet.to_json."
-            raise PromptError(message) from error
-        try:
-            if plain["version"] != JSON_VERSION:
-                message = f"Prompt JSON must be version {JSON_VERSION}, got {plain['version']!r}."
-                raise PromptError(message)
-            return cls(tuple(_from_plain(item) for item in plain["prompts"]))
-        except (KeyError, TypeError, ValueError, OverflowError, GeometryError) as error:
+            version, items = plain["version"], list(plain["prompts"])
+        except (KeyError, TypeError) as error:
             message = f"Prompt JSON is malformed ({error!r}); write it with PromptSet.to_json."
             raise PromptError(message) from error
+        if version != JSON_VERSION:
+            message = f"Prompt JSON must be version {JSON_VERSION}, got {version!r}."
+            raise PromptError(message)
+        return cls(tuple(prompt_from_plain(item) for item in items))
 
 
 def _voxel_of(point: Point) -> tuple[int, ...]:
     return tuple(math.floor(value + 0.5) for value in point.position)
-
-
-def _to_plain(prompt: Prompt) -> dict[str, Any]:
-    if isinstance(prompt, Point):
-        position, positive = list(prompt.position), prompt.positive
-        return {"type": "point", "frame": prompt.frame, "at": position, "positive": positive}
-    if isinstance(prompt, Box):
-        start, stop = list(prompt.start), list(prompt.stop)
-        return {"type": "box", "frame": prompt.frame, "start": start, "stop": stop}
-    geometry = prompt.geometry
-    return {
-        "type": "mask",
-        "shape": list(geometry.shape),
-        "affine": geometry.affine.tolist(),
-        "runs": _encode_runs(prompt),
-    }
-
-
-def _from_plain(item: dict[str, Any]) -> Prompt:
-    kind = item["type"]
-    if kind == "point":
-        return Point(item["at"], cast("Frame", item["frame"]), item["positive"])
-    if kind == "box":
-        return Box(item["start"], item["stop"], cast("Frame", item["frame"]))
-    if kind == "mask":
-        geometry = Geometry(item["shape"], item["affine"])
-        return MaskPrompt(_decode_runs(item["runs"], geometry), geometry)
-    message = f"Prompt type must be point, box or mask, got {kind!r}; correct it."
-    raise PromptError(message)
-
-
-def _encode_runs(prompt: MaskPrompt) -> list[int]:
-    """Return lengths of runs, i fastest; background first (possibly of length 0)."""
-    flat = np.concatenate([[False], prompt.array.ravel(order="F"), [not prompt.array[-1, -1, -1]]])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    return cast("list[int]", np.diff(ends, prepend=0).tolist())
-
-
-def _decode_runs(runs: list[int], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    num_voxels = math.prod(geometry.shape)
-    lengths = [length for length in runs if type(length) is int and 0 <= length <= num_voxels]
-    if len(lengths) != len(runs) or sum(lengths) != num_voxels or num_voxels > MAX_MASK_VOXELS:
-        message = f"Mask runs must fill {num_voxels} voxels (at most 2^31), got another sum."
-        raise PromptError(message)
-    values = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(values, lengths).reshape(geometry.shape, order="F")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is not a number"
-    raise ValueError(message)

@@ -2,19 +2,33 @@
 
 Voxel frame: array index i, j, k of the volume's file, voxel centres at integers. World frame:
 millimetres, "RAS" (3D Slicer, NiiVue, nibabel) or "LPS" (ITK, DICOM). Values are frozen; a
-prompt moves between frames only through a `Geometry`.
+prompt moves between frames only through a `Geometry`. What is drawn on slices is in `drawn`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from fastsam3d.errors import PromptError
+from fastsam3d.prompts.frames import (
+    ROUNDING_VOXELS,
+    Frame,
+    Triple,
+    WorldFrame,
+    as_triple,
+    centres_between,
+    check_frame,
+    check_sign,
+    check_world,
+    to_voxels,
+)
 from fastsam3d.volume import Geometry, Region
 
 if TYPE_CHECKING:
@@ -22,18 +36,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Frame = Literal["voxel", "RAS", "LPS"]
-Triple = tuple[float, float, float]
-
-FRAMES: Final = ("voxel", "RAS", "LPS")
-LPS_TO_RAS: Final = (-1.0, -1.0, 1.0)
 MAX_CLAMP_VOXELS: Final = 0.5
 """A point up to half a voxel outside of the outermost centres is moved onto them."""
-_ROUNDING_VOXELS: Final = 1e-4
-"""Noise that millimetres through a float32 header carry, in voxels."""
-
-MAX_COORDINATE: Final = 1e9
-"""Voxels or millimetres; what is further away can only be a mistake."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +63,26 @@ class Point:
 
     def __post_init__(self) -> None:
         """Check the numbers and the frame."""
-        object.__setattr__(self, "position", _triple(self.position, "Point"))
-        _check_frame(self.frame)
-        if not isinstance(cast("Any", self.positive), bool):
-            message = f"Point sign must be True or False, got {self.positive!r}; correct it."
-            raise PromptError(message)
+        object.__setattr__(self, "position", as_triple(self.position, "Point"))
+        check_frame(self.frame)
+        check_sign(self.positive, "Point")
 
     @classmethod
     def voxel(cls, position: Iterable[float], *, positive: bool = True) -> Self:
         """Make a point at voxel coordinates i, j, k of the file's array."""
-        return cls(_triple(position, "Point"), "voxel", positive)
+        return cls(as_triple(position, "Point"), "voxel", positive)
 
     @classmethod
     def world(
         cls,
         position: Iterable[float],
-        frame: Literal["RAS", "LPS"] = "RAS",
+        frame: WorldFrame = "RAS",
         *,
         positive: bool = True,
     ) -> Self:
         """Make a point at world coordinates x, y, z in millimetres of `frame`."""
-        _check_world(frame)
-        return cls(_triple(position, "Point"), frame, positive)
+        check_world(frame)
+        return cls(as_triple(position, "Point"), frame, positive)
 
     def to_voxel(self, geometry: Geometry) -> Point:
         """Return the point in the voxel frame of a volume.
@@ -91,12 +93,9 @@ class Point:
         Raises:
             PromptError: The point lies outside of the volume; the message gives the bounds.
         """
-        at = np.asarray(self.position)
-        if self.frame != "voxel":
-            ras = at * LPS_TO_RAS if self.frame == "LPS" else at
-            at = geometry.world_to_voxel(ras)
+        at = to_voxels((self.position,), self.frame, geometry)[0]
         last = np.asarray(geometry.shape) - 1.0
-        margin = MAX_CLAMP_VOXELS + (0.0 if self.frame == "voxel" else _ROUNDING_VOXELS)
+        margin = MAX_CLAMP_VOXELS + (0.0 if self.frame == "voxel" else ROUNDING_VOXELS)
         if np.any(at < -margin) or np.any(at > last + margin):
             found = ", ".join(f"{value:.6g}" for value in at)
             message = (
@@ -126,8 +125,8 @@ class Box:
 
     def __post_init__(self) -> None:
         """Check the numbers and sort the corners."""
-        _check_frame(self.frame)
-        a, b = _triple(self.start, "Box"), _triple(self.stop, "Box")
+        check_frame(self.frame)
+        a, b = as_triple(self.start, "Box"), as_triple(self.stop, "Box")
         if any(x == y for x, y in zip(a, b, strict=True)):
             message = f"Box must have a size along each axis, got {a} to {b}; widen it."
             raise PromptError(message)
@@ -141,15 +140,13 @@ class Box:
     @classmethod
     def voxel(cls, start: Iterable[float], stop: Iterable[float]) -> Self:
         """Make a half-open box of voxels, `start` included and `stop` not."""
-        return cls(_triple(start, "Box"), _triple(stop, "Box"), "voxel")
+        return cls(as_triple(start, "Box"), as_triple(stop, "Box"), "voxel")
 
     @classmethod
-    def world(
-        cls, a: Iterable[float], b: Iterable[float], frame: Literal["RAS", "LPS"] = "RAS"
-    ) -> Self:
+    def world(cls, a: Iterable[float], b: Iterable[float], frame: WorldFrame = "RAS") -> Self:
         """Make a box along the world axes between two opposite corners in millimetres."""
-        _check_world(frame)
-        return cls(_triple(a, "Box"), _triple(b, "Box"), frame)
+        check_world(frame)
+        return cls(as_triple(a, "Box"), as_triple(b, "Box"), frame)
 
     @property
     def region(self) -> Region:
@@ -185,10 +182,9 @@ class Box:
 
     def _hull(self, geometry: Geometry) -> Region:
         corners = np.array(list(itertools.product(*zip(self.start, self.stop, strict=True))))
-        ras = corners * LPS_TO_RAS if self.frame == "LPS" else corners
-        voxels = geometry.world_to_voxel(ras)
+        voxels = to_voxels(corners, self.frame, geometry)
         low, high = voxels.min(axis=0), voxels.max(axis=0)
-        ends = [_centres_between(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
+        ends = [centres_between(*pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
         (i0, i1), (j0, j1), (k0, k1) = ends
         return Region((i0, j0, k0), (i1, j1, k1))
 
@@ -251,43 +247,9 @@ class MaskPrompt:
 
     def __hash__(self) -> int:
         """Hash by value."""
-        return hash((self.geometry, self.array.tobytes()))
+        return hash((self.geometry, self._digest))
 
-
-def _centres_between(low: float, high: float) -> tuple[int, int]:
-    """Return the half-open range of integers between two numbers, at least the nearest one."""
-    start = math.ceil(low - _ROUNDING_VOXELS)
-    stop = math.floor(high + _ROUNDING_VOXELS) + 1
-    nearest = math.floor((low + high) / 2 + 0.5)
-    return (start, stop) if start < stop else (nearest, nearest + 1)
-
-
-def _triple(values: Iterable[float], what: str) -> Triple:
-    given: list[Any] = list(cast("Iterable[Any]", values))
-    is_numeric = all(
-        isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        for value in given
-    )
-    if len(given) != 3 or not is_numeric:
-        message = f"{what} must have three numbers, got {given}; give i,j,k or x,y,z."
-        raise PromptError(message)
-    try:
-        numbers = [float(value) for value in given]
-    except OverflowError:
-        numbers = [math.inf]
-    if not all(abs(number) <= MAX_COORDINATE for number in numbers):
-        message = f"{what} must have finite coordinates below 1e9, got {given}; correct them."
-        raise PromptError(message)
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _check_frame(frame: str) -> None:
-    if frame not in FRAMES:
-        message = f"Frame must be one of {', '.join(FRAMES)}, got {frame!r}; choose one."
-        raise PromptError(message)
-
-
-def _check_world(frame: str) -> None:
-    if frame not in {"RAS", "LPS"}:
-        message = f"World frame must be RAS or LPS, got {frame!r}; choose one."
-        raise PromptError(message)
+    @cached_property
+    def _digest(self) -> bytes:
+        """Kept, since a session looks prompts up by value again and again."""
+        return hashlib.blake2b(np.packbits(self.array).tobytes(), digest_size=16).digest()
