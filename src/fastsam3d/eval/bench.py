@@ -1,0 +1,412 @@
+"""The cost table: what an answer costs, for any list of models in one run.
+
+`python -m fastsam3d.eval.bench hr_s sam_med3d_b --device cuda --output cost.json` needs torch and
+numpy only; ``fastsam3d bench`` is the same with a nicer table. Every model runs in a process of its
+own (`fastsam3d.eval.bench_worker`); rounds go through the models in turn, so that a change of clock
+or load meets all of them, and every single time is kept. Times do not depend on the weights, but
+for our own variants on a CPU, whose decoder works around the object: random weights are allowed
+and labelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
+
+import numpy as np
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.eval.bench_worker import CLICKS_PER_PASS, Precision, WorkerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BENCH_FORMAT = 1
+QUANTITIES = ("encode", "click", "end_to_end")
+SESSION_QUANTITIES = ("session_first_click", "session_click")
+DEFINITIONS = {
+    "encode": "ROI on the device to its embedding, synchronised",
+    "click": "one more click with all points so far and the logits before, to a mask of the ROI's "
+    "size on the device, synchronised",
+    "end_to_end": "ROI in host memory to the first click's mask in host memory",
+    "session_first_click": "whole session on a scan: cut, encode, decode, paste",
+    "session_click": "whole session on a scan: a second click",
+    "cold": "first pass in a fresh process with the model loaded",
+    "flops": "torch.utils.flop_counter, two per multiply-add",
+    "peak_memory": "CUDA: max_memory_allocated in the first pass, weights included; CPU: rise of "
+    "the resident set in the first pass, weights not included; null where unknown",
+    "ratio": "p50 of the reference over p50 of this model: above 1 is faster than the reference",
+    "input": f"one ROI, a ball of 0.4 of its side in noise; {CLICKS_PER_PASS} clicks per pass",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to time.
+
+    Attributes:
+        models: Names or weights paths; ``NAME@reference`` runs the padded attention of the
+            published releases.
+        official: Checkouts of the published FastSAM3D or SAM-Med3D code.
+        reference: Label of the model that ratios refer to; the first one when empty. Published
+            modules are labelled ``official:fastsam3d_6l`` and ``official:sam_med3d_b``.
+        device: "cpu" or "cuda".
+        precision: "float32" (no TF32), "tf32" or "bfloat16".
+        threads: CPU threads of each model.
+        rounds: Timed rounds.
+        warmup: Rounds before them that do not count.
+        image: Also time a whole session on this scan; published modules have none.
+        point: First click in it, voxel i, j, k.
+
+    Raises:
+        ConfigError: Nothing to time, or a count that is too small.
+    """
+
+    models: tuple[str, ...] = ()
+    official: tuple[Path, ...] = ()
+    reference: str = ""
+    device: str = "cpu"
+    precision: Precision = "float32"
+    threads: int = 1
+    rounds: int = 7
+    warmup: int = 1
+    image: Path | None = None
+    point: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.models and not self.official:
+            raise ConfigError("Nothing to time; name a model or give --official CHECKOUT.")
+        if min(self.rounds, self.threads) < 1 or self.warmup < 0:
+            raise ConfigError(
+                f"Rounds and threads must be at least 1 and warmup 0, got {self.rounds}, "
+                f"{self.threads} and {self.warmup}."
+            )
+        if self.precision not in get_args(Precision) or self.device not in {"cpu", "cuda"}:
+            raise ConfigError(
+                f"Precision must be one of {get_args(Precision)} and device cpu or cuda, got "
+                f"{self.precision!r} and {self.device!r}."
+            )
+
+    def worker_specs(self) -> list[WorkerSpec]:
+        """Return one spec per model, in the order given, published modules last."""
+        image = "" if self.image is None else str(self.image)
+        own = [
+            WorkerSpec(
+                name=name,
+                device=self.device,
+                precision=self.precision,
+                threads=self.threads,
+                image="" if "@" in name else image,
+                point=self.point,
+            )
+            for name in self.models
+        ]
+        theirs = [
+            WorkerSpec(
+                official=str(path),
+                device=self.device,
+                precision=self.precision,
+                threads=self.threads,
+            )
+            for path in self.official
+        ]
+        return own + theirs
+
+
+class Worker:
+    """A contender's process, asked by words; a context manager.
+
+    Args:
+        spec: What it shall run.
+
+    Raises:
+        ConfigError: The contender could not be made.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.has_session = bool(spec.image)
+        command = [sys.executable, "-m", "fastsam3d.eval.bench_worker", json.dumps(asdict(spec))]
+        threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
+        self._process = subprocess.Popen(  # noqa: S603 - this package's own module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env={**os.environ, **threads},
+        )
+        self.label = str(self._read()["label"])
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """Send one word of `bench_worker.serve` and return the reply.
+
+        Raises:
+            ConfigError: The worker reports a typed error or has died.
+        """
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101 - opened above
+        try:
+            stdin.write(word + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # what it died of is read below
+        return self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def _read(self) -> dict[str, Any]:
+        stdout = self._process.stdout
+        assert stdout is not None  # noqa: S101 - opened above
+        line = stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise ConfigError(f"A benchmark process ended with status {status}; see its traceback.")
+        reply = cast("dict[str, Any]", json.loads(line))
+        if "error" in reply:
+            raise ConfigError(str(reply["error"]))
+        return reply
+
+
+def run_bench(
+    config: BenchConfig, *, on_step: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Time all models and return the table as JSON-compatible data.
+
+    Args:
+        config: What to time.
+        on_step: Called with a line of progress.
+
+    Returns:
+        ``format``, ``definitions``, ``reference``, ``rounds`` and ``models``: per model ``name``,
+        ``weights`` ("shipped", "file" or "random"), ``image_size``, ``parameters``,
+        ``encode_flops``, ``click_flops``, ``peak_memory_bytes``, ``ratio`` per quantity, and per
+        quantity ``cold_ms``, ``p50_ms``, ``p95_ms``, ``fastest_ms`` and ``samples_ms``.
+
+    Raises:
+        ConfigError: A model cannot be made, or the reference is none of them.
+    """
+    say = on_step or _say_nothing
+    with ExitStack() as stack:
+        workers: list[Worker] = []
+        for spec in config.worker_specs():
+            say(f"loading {spec.name or spec.official}")
+            workers.append(stack.enter_context(Worker(spec)))
+        reference = config.reference or workers[0].label
+        labels = [worker.label for worker in workers]
+        if reference not in labels:
+            raise ConfigError(f"Reference {reference!r} is not timed; choose one of {labels}.")
+        rows = [_first_pass(worker, say) for worker in workers]
+        for number in range(config.warmup + config.rounds):
+            say(f"round {number + 1} of {config.warmup + config.rounds}")
+            for worker, row in zip(workers, rows, strict=True):
+                times = _times(worker)
+                if number >= config.warmup:
+                    _keep(row, times)
+        for worker, row in zip(workers, rows, strict=True):
+            row.update(worker.ask("facts"))
+    return {
+        "format": BENCH_FORMAT,
+        "definitions": DEFINITIONS,
+        "rounds": config.rounds,
+        "reference": reference,
+        "models": with_statistics(rows, reference),
+    }
+
+
+def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Return rows with percentiles and with ratios to the reference.
+
+    Args:
+        rows: Each with ``name`` and, per quantity, ``samples_ms``.
+        reference: Name of one row.
+
+    Returns:
+        New rows; a ratio is that of the p50s and given for quantities that both have.
+    """
+    done: list[dict[str, Any]] = []
+    for row in rows:
+        new = dict(row)
+        for quantity in (*QUANTITIES, *SESSION_QUANTITIES):
+            if quantity in row:
+                samples = row[quantity]["samples_ms"]
+                p50, p95 = (float(v) for v in np.percentile(samples, [50, 95]))
+                found = {"p50_ms": p50, "p95_ms": p95, "fastest_ms": min(samples)}
+                new[quantity] = {**row[quantity], **found}
+        done.append(new)
+    base = next(row for row in done if row["name"] == reference)
+    for row in done:
+        row["ratio"] = {
+            quantity: base[quantity]["p50_ms"] / row[quantity]["p50_ms"]
+            for quantity in (*QUANTITIES, *SESSION_QUANTITIES)
+            if quantity in row and quantity in base
+        }
+    return done
+
+
+def cost_table(result: dict[str, Any]) -> list[list[str]]:
+    """Return the table as rows of text, the header first.
+
+    Args:
+        result: What `run_bench` returned.
+    """
+    header = ["model", "weights", "encode ms", "click ms", "end to end ms", "cold ms"]
+    header += [f"x {result['reference']}", "GFLOP", "GFLOP/click", "M param", "peak MB"]
+    rows = [header]
+    for row in result["models"]:
+        peak = row["peak_memory_bytes"]
+        rows.append(
+            [
+                row["name"],
+                row["weights"],
+                *(f"{row[q]['p50_ms']:.1f} ({row[q]['p95_ms']:.1f})" for q in QUANTITIES),
+                f"{row['end_to_end']['cold_ms']:.1f}",
+                f"{row['ratio']['end_to_end']:.2f}",
+                f"{row['encode_flops'] / 1e9:.1f}",
+                f"{row['click_flops'] / 1e9:.2f}",
+                f"{row['parameters'] / 1e6:.1f}",
+                "-" if peak is None else f"{peak / 1e6:.0f}",
+            ]
+        )
+    return rows
+
+
+def provenance(command: Sequence[str], config: BenchConfig) -> dict[str, Any]:
+    """Return what is needed to run the same again; taken before the run.
+
+    Args:
+        command: The words that started it.
+        config: What is timed.
+    """
+    import torch  # noqa: PLC0415 - heavy
+
+    is_cuda = config.device == "cuda" and torch.cuda.is_available()
+    return {
+        "command": shlex.join(command),
+        "commit": git_commit(Path(__file__).parent),
+        "official_commits": {p.name: git_commit(p) for p in config.official},
+        "device": torch.cuda.get_device_name() if is_cuda else cpu_name(),
+        "threads": config.threads,
+        "precision": config.precision,
+        "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the kernel gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit(folder: Path) -> str:
+    """Return the commit of a checkout; "unknown" where there is none."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    found = subprocess.run(  # noqa: S603 - fixed arguments
+        [git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def write_bench(path: Path, result: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write provenance and table to a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps({**facts, **result}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _first_pass(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
+    say(f"first pass of {worker.label}")
+    cold = worker.ask("cold")
+    times = cold["times"]
+    row: dict[str, Any] = {"name": worker.label, "peak_memory_bytes": cold["peak_memory_bytes"]}
+    firsts = {**times, "click": times["clicks"][0]}
+    for quantity in QUANTITIES:
+        row[quantity] = {"cold_ms": firsts[quantity], "samples_ms": []}
+    if worker.has_session:
+        for quantity, value in worker.ask("session").items():
+            row[quantity] = {"cold_ms": value, "samples_ms": []}
+    return row
+
+
+def _times(worker: Worker) -> dict[str, Any]:
+    times = worker.ask("pass")
+    return {**times, **worker.ask("session")} if worker.has_session else times
+
+
+def _keep(row: dict[str, Any], times: dict[str, Any]) -> None:
+    row["click"]["samples_ms"].extend(times["clicks"])
+    for quantity in ("encode", "end_to_end", *SESSION_QUANTITIES):
+        if quantity in times:
+            row[quantity]["samples_ms"].append(times[quantity])
+
+
+def _say_nothing(_: str) -> None:
+    return
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastsam3d.eval.bench", description=__doc__)
+    parser.add_argument("models", nargs="*", help="names or paths; NAME@reference for padded")
+    parser.add_argument("--official", type=Path, action="append", default=[], metavar="CHECKOUT")
+    parser.add_argument("--reference", default="", help="model that ratios refer to")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--image", type=Path, help="also time a session on this scan")
+    parser.add_argument("--point", type=_voxel, default=(0, 0, 0), help="first click, I,J,K")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser
+
+
+def _voxel(text: str) -> tuple[int, int, int]:
+    i, j, k = (int(part) for part in text.split(","))
+    return (i, j, k)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see ``--help``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = vars(_parser().parse_args(given))
+    output: Path | None = options.pop("output")
+    for name in ("models", "official"):
+        options[name] = tuple(options[name])
+    config = BenchConfig(**options)
+    facts = provenance(["python", "-m", "fastsam3d.eval.bench", *given], config)
+    result = run_bench(config, on_step=lambda line: cast("None", sys.stderr.write(line + "\n")))
+    rows = cost_table(result)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    if output is not None:
+        write_bench(output, result, facts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
