@@ -36,6 +36,18 @@ OPTIONS = {
         "--start-from",
         "--steps",
     },
+    ("bench",): {
+        "--device",
+        "--image",
+        "--official",
+        "--output",
+        "--point",
+        "--precision",
+        "--reference",
+        "--rounds",
+        "--threads",
+        "--warmup",
+    },
     ("demo",): {"--output-dir"},
     ("models", "list"): {"--json"},
     ("models", "info"): {"--json"},
@@ -54,7 +66,14 @@ def test_options_are_frozen(words: tuple[str, ...], capsys: pytest.CaptureFixtur
 
 
 def test_commands_are_frozen() -> None:
-    assert [command.name for command in COMMANDS] == ["segment", "info", "models", "train", "demo"]
+    assert [command.name for command in COMMANDS] == [
+        "segment",
+        "info",
+        "models",
+        "train",
+        "bench",
+        "demo",
+    ]
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ COMMANDS: Final = (
     Command("info", "fastsam3d.cli.info:info", "Show a volume's geometry and intensities."),
     Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
     Command("train", "fastsam3d.cli.train:train", "Train a model from a pack of cases."),
+    Command("bench", "fastsam3d.cli.bench:bench", "Time models: latency, FLOPs, memory."),
     Command("demo", "fastsam3d.cli.demo:demo", "Segment the brain MR that nilearn ships."),
 )
 
