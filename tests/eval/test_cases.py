@@ -8,11 +8,9 @@ from fastsam3d.eval.cases import (
     EvalCase,
     load_cases,
     parse_label_names,
-    read_cases,
     write_case_pack,
 )
-from fastsam3d.io import write_mask, write_volume
-from fastsam3d.volume import Mask, Volume
+from fastsam3d.volume import Volume
 from tests.eval.toy import make_case
 
 
@@ -48,31 +46,7 @@ def _with_volume(case: EvalCase, volume: Volume) -> EvalCase:
     )
 
 
-def test_only_labelled_cases_of_the_split_are_read(tmp_path: Path) -> None:
-    case = make_case()
-    for split, name in (("dev", "clinic__a"), ("train", "clinic__t")):
-        folder = tmp_path / split / name
-        folder.mkdir(parents=True)
-        write_volume(case.volume, folder / "image.nii.gz")
-        write_mask(Mask(case.labels, case.volume.geometry), folder / "label.nii.gz")
-    (tmp_path / "manifest.csv").write_text(
-        "case,split,kind,label_names,license\n"
-        "clinic__a,dev,image+label,1=liver; 4=spleen,CC0\n"
-        "clinic__i,dev,image,,CC0\n"
-        "clinic__t,train,image+label,1=liver,CC0\n",
-        encoding="utf-8",
-    )
-    (found,) = read_cases(tmp_path)
-    assert found.name == "clinic__a"
-    assert found.label_names == {1: "liver", 4: "spleen"}
-    np.testing.assert_array_equal(found.labels, case.labels)
-    with pytest.raises(DatasetError, match="test"):
-        read_cases(tmp_path, split="test")
-
-
 def test_missing_or_foreign_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"manifest\.csv"):
-        read_cases(tmp_path)
     with pytest.raises(DatasetError, match="missing"):
         load_cases(tmp_path / "dev.npz")
     write_case_pack([make_case()], tmp_path / "dev.npz")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from fastsam3d.eval.metrics import dice, volume_ml
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.eval.runner import run
 from fastsam3d.prompts import Point
+from fastsam3d.segmenter import Prediction
 from fastsam3d.volume import Volume
 from tests.eval.toy import ThresholdSegmenter, make_case
 
@@ -27,9 +30,12 @@ def test_volume_is_in_millilitres() -> None:
 
 
 def test_every_structure_of_at_least_30_voxels_is_a_target() -> None:
-    assert InteractionProtocol().targets(make_case()) == [1, 4]
-    assert InteractionProtocol(min_voxels=1).targets(make_case()) == [1, 4, 7]
-    assert InteractionProtocol(max_targets=1).targets(make_case()) == [1]
+    def labels(**options: int) -> list[int]:
+        return [target.label for target in InteractionProtocol(**options).targets(make_case())]
+
+    assert labels() == [1, 4]
+    assert labels(min_voxels=1) == [1, 4, 7]
+    assert labels(max_targets=1) == [1]
 
 
 def test_a_protocol_refuses_impossible_values() -> None:
@@ -62,18 +68,11 @@ def test_a_perfect_mask_is_carried_on_without_clicks() -> None:
 
 def test_rows_keep_the_last_result_even_when_a_click_made_it_worse() -> None:
     class Forgetful(ThresholdSegmenter):
-        def add_point(self, point: Point):
+        def add_point(self, point: Point) -> Prediction:
             answer = super().add_point(point)
-            if len(self.points) == 1:
-                return BallAnswer(answer)
-            answer.region_mask[:] = 0
-            return answer
-
-    class BallAnswer:
-        def __init__(self, answer) -> None:
-            answer.region_mask[5] = 0
-            self.mask, self.encode_ms = answer.mask, 0.0
-            self.spacing_mm, self.predicted_quality = 1.0, 0.5
+            worse = answer.region_mask.copy()
+            worse[5] = 0
+            return replace(answer, region_mask=worse if len(self.points) == 1 else 0 * worse)
 
     protocol = InteractionProtocol(num_clicks=2, max_targets=1)
     rows = run(Forgetful(), [make_case()], protocol)
@@ -83,7 +82,7 @@ def test_rows_keep_the_last_result_even_when_a_click_made_it_worse() -> None:
 
 def test_drawn_clicks_repeat_with_the_seed() -> None:
     def positions(seed: int) -> list[object]:
-        protocol = InteractionProtocol(placement="random", seed=seed)
+        protocol = InteractionProtocol(placement="random", seeds=(seed,))
         return [row.position for row in run(BallSegmenter(3.0), [make_case()], protocol)]
 
     assert positions(1) == positions(1)

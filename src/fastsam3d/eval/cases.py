@@ -1,8 +1,9 @@
-"""Evaluation cases: whole volumes with their truth, from a folder or from one lossless pack.
+"""Evaluation cases: whole volumes with their truth, and a lossless pack of them.
 
 Nothing here may be used for training. Volumes keep their own grid, field of view and
 intensities. `load_cases` needs numpy and the standard library only, so that a machine without an
 image reader can measure; `python -m fastsam3d.eval.cases DATA_DIR OUT.npz` writes the pack.
+`fastsam3d.eval.folders` finds cases.
 
 Arrays are (I, J, K) in the order of the file; affines map voxels to RAS+ mm.
 """
@@ -10,11 +11,10 @@ Arrays are (I, J, K) in the order of the file; affines map voxels to RAS+ mm.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,9 @@ from fastsam3d.volume import Geometry, Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastsam3d.volume import Region
+
 CASE_PACK_FORMAT = 1
-IMAGE_FILE = "image.nii.gz"
-LABEL_FILE = "label.nii.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,14 @@ class EvalCase:
 
     Attributes:
         name: Case name.
-        source: Provenance group, the part of `name` before the double underscore.
+        source: Provenance group, such as the part of `name` before the double underscore.
         volume: What a segmenter may see.
         labels: Truth, uint8 or uint16 (I, J, K), 0 = background. Never given to a segmenter.
         label_names: Structure name per label value.
+        subject: Who was scanned; several cases may share a subject. Empty: nobody else's.
+        ignored: Label values that are no structures.
+        boxes: Boxes that come with the data, per label value; None where they are to be made of
+            the truth.
         licence: Of the data, as stated in the manifest.
     """
 
@@ -49,7 +53,10 @@ class EvalCase:
     source: str
     volume: Volume
     labels: NDArray[Any]
-    label_names: dict[int, str]
+    label_names: dict[int, str] = field(default_factory=dict[int, str])
+    subject: str = ""
+    ignored: tuple[int, ...] = ()
+    boxes: dict[int, Region] | None = None
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -60,28 +67,32 @@ class EvalCase:
                 f"{self.labels.shape}; put them on one grid."
             )
 
+    def structure(self, label: int) -> str:
+        """Return the name of a label value."""
+        return self.label_names.get(label, f"label {label}")
 
-def read_cases(data_dir: Path, *, split: str = "dev", limit: int | None = None) -> list[EvalCase]:
-    """Read all cases of a split that have an image and labels.
+
+def read_case(image: Path, label: Path, name: str) -> EvalCase:
+    """Read one case from two files in any format that `fastsam3d.io` reads.
 
     Args:
-        data_dir: Holds ``manifest.csv`` and ``<split>/<case>/``.
-        split: Which split.
-        limit: Only the first cases.
+        image: The volume.
+        label: Its label map, on the same grid.
+        name: Case name; its source is what comes before a double underscore.
 
     Raises:
-        DatasetError: No such case, or image and labels do not share a grid.
+        DatasetError: Image and labels do not share a grid.
         VolumeReadError: A file is damaged.
+        GeometryError: A file's geometry is impossible.
     """
-    path = data_dir / "manifest.csv"
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; give the folder that holds manifest.csv.")
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["split"] == split]
-    rows = [row for row in rows if row["kind"] == "image+label"]
-    if not rows:
-        raise DatasetError(f"No labelled case of split {split!r} in {path}; check the split.")
-    return [_read_case(data_dir, row) for row in rows[:limit]]
+    from fastsam3d.io import read_mask, read_volume  # noqa: PLC0415 - absent on lean machines
+
+    volume, labels = read_volume(image), read_mask(label)
+    if not volume.geometry.is_close(labels.geometry):
+        raise DatasetError(f"Image and labels of {name} differ in geometry; resave one.")
+    return EvalCase(
+        name=name, source=name.split("__", maxsplit=1)[0], volume=volume, labels=labels.array
+    )
 
 
 def parse_label_names(text: str) -> dict[int, str]:
@@ -109,6 +120,7 @@ def write_case_pack(cases: list[EvalCase], path: Path) -> dict[str, int]:
             {
                 "case": case.name,
                 "source": case.source,
+                "subject": case.subject,
                 "licence": case.licence,
                 "affine": case.volume.geometry.affine.ravel().tolist(),
                 "spacing_mm": list(case.volume.geometry.spacing),
@@ -138,6 +150,36 @@ def load_cases(path: Path, *, limit: int | None = None) -> list[EvalCase]:
     Raises:
         DatasetError: A file is missing, damaged or of another format.
     """
+    entries = check_case_pack(path)[:limit]
+    with np.load(path) as arrays:
+        return [_load_case(entry, arrays, number) for number, entry in enumerate(entries)]
+
+
+def check_case_pack(path: Path) -> list[dict[str, Any]]:
+    """Check that a pack is whole and return what its JSON says of each case.
+
+    Raises:
+        DatasetError: A file is missing, damaged or of another format.
+    """
+    entries = _entries(path)
+    index: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if index["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise DatasetError(f"{path.name} does not belong to its JSON; copy both files again.")
+    return entries
+
+
+def load_case(path: Path, number: int) -> EvalCase:
+    """Read one case of a pack that `check_case_pack` has found whole.
+
+    Args:
+        path: The pack.
+        number: Place of the case in the pack, from 0.
+    """
+    with np.load(path) as arrays:
+        return _load_case(_entries(path)[number], arrays, number)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
     index_path = path.with_suffix(".json")
     for needed in (path, index_path):
         if not needed.is_file():
@@ -145,10 +187,7 @@ def load_cases(path: Path, *, limit: int | None = None) -> list[EvalCase]:
     index: dict[str, Any] = json.loads(index_path.read_text(encoding="utf-8"))
     if index.get("format") != CASE_PACK_FORMAT:
         raise DatasetError(f"{path.name} has format {index.get('format')}; write it again.")
-    if index["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise DatasetError(f"{path.name} does not belong to its JSON; copy both files again.")
-    with np.load(path) as arrays:
-        return [_load_case(e, arrays, n) for n, e in enumerate(index["cases"][:limit])]
+    return index["cases"]
 
 
 def _load_case(entry: dict[str, Any], arrays: Any, number: int) -> EvalCase:
@@ -161,25 +200,8 @@ def _load_case(entry: dict[str, Any], arrays: Any, number: int) -> EvalCase:
         volume=Volume(image.astype(entry["image_dtype"]), geometry, entry["modality"]),
         labels=labels,
         label_names={int(k): v for k, v in entry["label_names"].items()},
+        subject=entry.get("subject", ""),
         licence=entry["licence"],
-    )
-
-
-def _read_case(data_dir: Path, row: dict[str, str]) -> EvalCase:
-    from fastsam3d.io import read_mask, read_volume  # noqa: PLC0415 - absent on lean machines
-
-    folder = data_dir / row["split"] / row["case"]
-    volume = read_volume(folder / IMAGE_FILE)
-    labels = read_mask(folder / LABEL_FILE)
-    if not volume.geometry.is_close(labels.geometry):
-        raise DatasetError(f"Image and labels of {row['case']} differ in geometry; resave one.")
-    return EvalCase(
-        name=row["case"],
-        source=row["case"].split("__")[0],
-        volume=volume,
-        labels=labels.array,
-        label_names=parse_label_names(row["label_names"]),
-        licence=row["license"],
     )
 
 
@@ -200,7 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="the .npz to write")
     parser.add_argument("--split", default="dev")
     chosen = parser.parse_args(arguments)
-    report = write_case_pack(read_cases(chosen.data_dir, split=chosen.split), chosen.output)
+    # The search for cases builds on this module.
+    from fastsam3d.eval.folders import find_cases  # noqa: PLC0415
+
+    found = find_cases(chosen.data_dir, split=chosen.split)
+    report = write_case_pack([case.read() for case in found], chosen.output)
     sys.stdout.write(json.dumps(report) + "\n")
     return 0
 

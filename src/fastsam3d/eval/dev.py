@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval.baselines import BallSegmenter, BlindModel
-from fastsam3d.eval.cases import load_cases, read_cases
+from fastsam3d.eval.cases import load_cases
+from fastsam3d.eval.folders import find_cases
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.eval.report import summarise, table, write_json
 from fastsam3d.eval.runner import run
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         num_clicks=options.clicks,
         placement=options.placement,
         max_targets=options.limit_targets,
-        seed=options.seed,
+        seeds=(options.seed,),
     )
     cases = _cases(options)
     segmenter, described = _segmenter(options, cases, protocol)
@@ -111,7 +112,7 @@ def _cases(options: argparse.Namespace) -> list[EvalCase]:
     if options.pack is not None:
         cases = load_cases(options.pack)
     elif options.data_dir is not None:
-        cases = read_cases(options.data_dir)
+        cases = [case.read() for case in find_cases(options.data_dir, split="dev")]
     else:
         raise ConfigError("Nothing to measure on; give DATA_DIR or --pack.")
     if options.sources:
