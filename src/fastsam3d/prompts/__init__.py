@@ -2,6 +2,7 @@
 
 from fastsam3d.prompts.drawn import Lasso, Scribble, SliceBox
 from fastsam3d.prompts.frames import Frame
+from fastsam3d.prompts.log import LogEntry, PromptLog
 from fastsam3d.prompts.prompt_set import Prompt, PromptSet
 from fastsam3d.prompts.types import Box, MaskPrompt, Point
 
@@ -9,9 +10,11 @@ __all__ = [
     "Box",
     "Frame",
     "Lasso",
+    "LogEntry",
     "MaskPrompt",
     "Point",
     "Prompt",
+    "PromptLog",
     "PromptSet",
     "Scribble",
     "SliceBox",

@@ -79,14 +79,23 @@ def prompt_to_plain(prompt: Prompt) -> dict[str, Any]:
     return plain if isinstance(prompt, Box) else plain | {"type": "slice_box", "axis": prompt.axis}
 
 
-def prompt_from_plain(item: Any) -> Prompt:
+def prompt_from_plain(item: Any, *, max_mask_voxels: int | None = None) -> Prompt:
     """Make a prompt of what `prompt_to_plain` returned.
 
+    Args:
+        item: Parsed JSON, which may come from anyone.
+        max_mask_voxels: Bound of a mask's grid, `MAX_MASK_VOXELS` by default: a few characters
+            can announce a large one.
+
     Raises:
-        PromptError: It is malformed.
+        PromptError: It is malformed or too large.
     """
+    limit = MAX_MASK_VOXELS if max_mask_voxels is None else max_mask_voxels
     try:
         kind = item["type"]
+        if kind == "mask" and not math.prod(item["shape"]) <= limit:
+            message = f"Mask prompt has a grid of {item['shape']}; at most {limit} voxels fit."
+            raise PromptError(message)
         if kind not in _READERS:
             message = f"Prompt type must be one of {', '.join(_READERS)}, got {kind!r}; correct it."
             raise PromptError(message)
@@ -142,8 +151,8 @@ def _encode_runs(prompt: MaskPrompt) -> list[int]:
 def _decode_runs(runs: list[int], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
     num_voxels = math.prod(geometry.shape)
     lengths = [length for length in runs if type(length) is int and 0 <= length <= num_voxels]
-    if len(lengths) != len(runs) or sum(lengths) != num_voxels or num_voxels > MAX_MASK_VOXELS:
-        message = f"Mask runs must fill {num_voxels} voxels (at most 2^31), got another sum."
+    if len(lengths) != len(runs) or sum(lengths) != num_voxels:
+        message = f"Mask runs must fill {num_voxels} voxels, got another sum."
         raise PromptError(message)
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(geometry.shape, order="F")
