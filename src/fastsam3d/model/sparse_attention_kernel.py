@@ -1,0 +1,322 @@
+"""Triton kernels of sparse attention: one launch per branch, mixed in place, no scores in memory.
+
+A program holds one tile of one group. A table of token indices brings scattered tokens in and out,
+so that no regrouped copy of queries, keys or values exists. Every token occurs once per branch,
+hence branches can be mixed by reading and rewriting one float32 row per token: no atomics (but for
+the bias), bitwise repeatable.
+
+Scores are kept in units of log 2. Rows lie as (B, T, H, C); log-sum-exp and softmax inner products
+as (B, T, H).
+
+Source: tiled softmax with recomputation in the backward pass, FlashAttention (arXiv 2307.08691).
+"""
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes pointers and sizes one by one
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastsam3d.model.sparse_attention_groups import BranchTask, to_groups
+from fastsam3d.model.sparse_attention_pattern import Tiling
+
+MAX_TILE = 64
+_MIN_TILE = 16  # the least side of a matrix product in Triton
+_ROWS = 64
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+# Stands for minus infinity where two of them might be subtracted.
+LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
+
+
+@triton.jit
+def _load_tokens(index_ptr, slots):
+    """Return the tokens of some positions and which of them are real."""
+    tokens = tl.load(index_ptr + slots)
+    return tl.maximum(tokens, 0).to(tl.int64), tokens >= 0
+
+
+@triton.jit
+def _scores(q, k, real_k, bias_ptr, rows, cols, G, scale, HAS_BIAS: tl.constexpr):
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
+    if HAS_BIAS:
+        inside = (rows < G)[:, None] & (cols < G)[None, :]
+        at = rows[:, None] * G + cols[None, :]
+        s += tl.load(bias_ptr + at, mask=inside, other=0.0) * LOG2E
+    return tl.where(real_k[None, :], s, float("-inf"))
+
+
+@triton.jit
+def _merge(sum_ptr, out_ptr, at, mask, value, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Add to what earlier branches left; the last branch writes the result's own type."""
+    if not FIRST:
+        value += tl.load(sum_ptr + at, mask=mask, other=0.0)
+    if LAST:
+        tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(sum_ptr + at, value, mask=mask)
+
+
+@triton.jit
+def _forward(
+    q_ptr, k_ptr, v_ptr, index_ptr, bias_ptr, sum_ptr, total_ptr, out_ptr,
+    stride_b, stride_h, stride_t, T, H, G, P, scale,
+    C: tl.constexpr, CP: tl.constexpr, TILE: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    tiles = P // TILE
+    group = tl.program_id(0) // tiles
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    base = b.to(tl.int64) * stride_b + h * stride_h
+    index_ptr += group * P
+    bias_ptr += h * G * G
+    d = tl.arange(0, CP)
+    slots = tl.arange(0, TILE)
+    rows = (tl.program_id(0) % tiles) * TILE + slots
+    here, real = _load_tokens(index_ptr, rows)
+    mask = real[:, None] & (d < C)[None, :]
+    q = tl.load(q_ptr + base + here[:, None] * stride_t + d[None, :], mask=mask, other=0.0)
+    top = tl.full([TILE], LOWEST, tl.float32)
+    norm = tl.zeros([TILE], tl.float32)
+    mixed = tl.zeros([TILE, CP], tl.float32)
+    for start in range(0, P, TILE):
+        cols = start + slots
+        there, real_k = _load_tokens(index_ptr, cols)
+        at = base + there[:, None] * stride_t + d[None, :]
+        mask_k = real_k[:, None] & (d < C)[None, :]
+        k = tl.load(k_ptr + at, mask=mask_k, other=0.0)
+        v = tl.load(v_ptr + at, mask=mask_k, other=0.0)
+        s = _scores(q, k, real_k, bias_ptr, rows, cols, G, scale, HAS_BIAS)
+        higher = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - higher[:, None])
+        fade = tl.exp2(top - higher)
+        norm = norm * fade + tl.sum(p, 1)
+        mixed = mixed * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        top = higher
+    total = top + tl.log2(norm)
+    mixed = mixed / norm[:, None]
+    row = (b.to(tl.int64) * T + here) * H + h
+    if not FIRST:
+        before = tl.load(total_ptr + row, mask=real, other=0.0)
+        higher = tl.maximum(before, total)
+        both = higher + tl.log2(tl.exp2(before - higher) + tl.exp2(total - higher))
+        old = tl.load(sum_ptr + row[:, None] * C + d[None, :], mask=mask, other=0.0)
+        mixed = mixed * tl.exp2(total - both)[:, None] + old * tl.exp2(before - both)[:, None]
+        total = both
+    tl.store(total_ptr + row, total, mask=real)
+    # The sum above is weighted, so nothing is left to add.
+    _merge(sum_ptr, out_ptr, row[:, None] * C + d[None, :], mask, mixed, True, LAST)
+
+
+@triton.jit
+def _inner_products(a_ptr, b_ptr, out_ptr, num_rows, C: tl.constexpr, CP: tl.constexpr,
+                    ROWS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, CP)
+    mask = (row < num_rows)[:, None] & (d < C)[None, :]
+    at = row[:, None] * C + d[None, :]
+    a = tl.load(a_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row, tl.sum(a * b, 1), mask=row < num_rows)
+
+
+@triton.jit
+def _slopes(q, k, v, grad, total, inner, real_q, real_k, bias_ptr, rows, cols, G, scale,
+            HAS_BIAS: tl.constexpr):  # fmt: skip
+    """Return the weights of a tile and the gradient of its scores."""
+    s = _scores(q, k, real_k, bias_ptr, rows, cols, G, scale, HAS_BIAS)
+    p = tl.where(real_q[:, None], tl.exp2(s - total[:, None]), 0.0)
+    dp = tl.dot(grad, tl.trans(v), input_precision="ieee")
+    return p, p * (dp - inner[:, None])
+
+
+@triton.jit
+def _backward(
+    q_ptr, k_ptr, v_ptr, index_ptr, bias_ptr, grad_ptr, total_ptr, inner_ptr,
+    dq_sum_ptr, dk_sum_ptr, dv_sum_ptr, dq_ptr, dk_ptr, dv_ptr, dbias_ptr,
+    stride_b, stride_h, stride_t, T, H, G, P, scale,
+    C: tl.constexpr, CP: tl.constexpr, TILE: tl.constexpr, ONE_TILE: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    tiles = P // TILE
+    group = tl.program_id(0) // tiles
+    b = tl.program_id(1) // H
+    h = tl.program_id(1) % H
+    base = b.to(tl.int64) * stride_b + h * stride_h
+    index_ptr += group * P
+    bias_ptr += h * G * G
+    dbias_ptr += h * G * G
+    d = tl.arange(0, CP)
+    in_c = (d < C)[None, :]
+    slots = tl.arange(0, TILE)
+    mine = (tl.program_id(0) % tiles) * TILE + slots
+    here, real = _load_tokens(index_ptr, mine)
+    mask = real[:, None] & in_c
+    at = base + here[:, None] * stride_t + d[None, :]
+    row = (b.to(tl.int64) * T + here) * H + h
+    at_row = row[:, None] * C + d[None, :]
+
+    # This tile as keys: gather from all queries of the group.
+    k = tl.load(k_ptr + at, mask=mask, other=0.0)
+    v = tl.load(v_ptr + at, mask=mask, other=0.0)
+    dk = tl.zeros([TILE, CP], tl.float32)
+    dv = tl.zeros([TILE, CP], tl.float32)
+    dq = tl.zeros([TILE, CP], tl.float32)
+    for start in range(0, P, TILE):
+        theirs = start + slots
+        there, real_q = _load_tokens(index_ptr, theirs)
+        mask_q = real_q[:, None] & in_c
+        row_q = (b.to(tl.int64) * T + there) * H + h
+        q = tl.load(q_ptr + base + there[:, None] * stride_t + d[None, :], mask=mask_q, other=0.0)
+        grad = tl.load(grad_ptr + row_q[:, None] * C + d[None, :], mask=mask_q, other=0.0)
+        total = tl.load(total_ptr + row_q, mask=real_q, other=0.0)
+        inner = tl.load(inner_ptr + row_q, mask=real_q, other=0.0)
+        p, ds = _slopes(
+            q, k, v, grad, total, inner, real_q, real, bias_ptr, theirs, mine, G, scale, HAS_BIAS
+        )
+        dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision="ieee")
+        dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision="ieee")
+        if ONE_TILE:
+            dq = tl.dot(ds.to(k.dtype), k, input_precision="ieee")
+        if HAS_BIAS:
+            inside = (theirs < G)[:, None] & (mine < G)[None, :]
+            tl.atomic_add(dbias_ptr + theirs[:, None] * G + mine[None, :], ds, mask=inside)
+    _merge(dk_sum_ptr, dk_ptr, at_row, mask, dk * scale, FIRST, LAST)
+    _merge(dv_sum_ptr, dv_ptr, at_row, mask, dv, FIRST, LAST)
+
+    # This tile as queries: gather from all keys of the group.
+    if not ONE_TILE:
+        q = tl.load(q_ptr + at, mask=mask, other=0.0)
+        grad = tl.load(grad_ptr + at_row, mask=mask, other=0.0)
+        total = tl.load(total_ptr + row, mask=real, other=0.0)
+        inner = tl.load(inner_ptr + row, mask=real, other=0.0)
+        for start in range(0, P, TILE):
+            theirs = start + slots
+            there, real_k = _load_tokens(index_ptr, theirs)
+            at_k = base + there[:, None] * stride_t + d[None, :]
+            k = tl.load(k_ptr + at_k, mask=real_k[:, None] & in_c, other=0.0)
+            v = tl.load(v_ptr + at_k, mask=real_k[:, None] & in_c, other=0.0)
+            _, ds = _slopes(
+                q, k, v, grad, total, inner, real, real_k, bias_ptr, mine, theirs, G, scale,
+                HAS_BIAS,
+            )  # fmt: skip
+            dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
+    _merge(dq_sum_ptr, dq_ptr, at_row, mask, dq * scale, FIRST, LAST)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, tasks: Sequence[BranchTask], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend and mix, as `sparse_attention_groups.forward`; the log-sum-exp is this module's own.
+
+    Returns:
+        Mixed values (B, H, T, C) and the base-2 log-sum-exp, (B, T, H) float32.
+    """
+    q, k, v = _alike(q, k, v)
+    out = _rows_like(q, q.dtype)
+    total = torch.empty(out.shape[:3], dtype=torch.float32, device=q.device)
+    sums = out if len(tasks) == 1 else _rows_like(q, torch.float32)
+    with torch.cuda.device_of(q):
+        for number, task in enumerate(tasks):
+            plan = _plan(task, q)
+            _forward[plan.launch](
+                q, k, v, plan.index, plan.bias, sums, total, out, *plan.sizes, scale,
+                **plan.constants, **_ends(number, tasks),
+            )  # fmt: skip
+    return out.transpose(1, 2), total
+
+
+def backward(
+    grad: Tensor, saved: Sequence[Tensor], tasks: Sequence[BranchTask], scale: float
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+    """Return the gradients of queries, keys, values and biases, given what `forward` returned."""
+    q, k, v = _alike(*saved[:3])
+    out, total = saved[3].transpose(1, 2), saved[4]
+    rows = grad.transpose(1, 2).to(q.dtype).contiguous()
+    inner = torch.empty_like(total)
+    grads = [_rows_like(q, q.dtype) for _ in range(3)]
+    sums = grads if len(tasks) == 1 else [_rows_like(q, torch.float32) for _ in range(3)]
+    channels = q.shape[-1]
+    bias_grads: list[Tensor | None] = []
+    with torch.cuda.device_of(q):
+        _inner_products[(triton.cdiv(inner.numel(), _ROWS),)](
+            rows, out, inner, inner.numel(), channels, _padded_channels(channels), _ROWS
+        )
+        for number, task in enumerate(tasks):
+            plan = _plan(task, q)
+            dbias = None if task.bias_HGG is None else torch.zeros_like(plan.bias)
+            _backward[plan.launch](
+                q, k, v, plan.index, plan.bias, rows, total, inner, *sums, *grads,
+                plan.bias if dbias is None else dbias, *plan.sizes, scale,
+                ONE_TILE=plan.is_one_tile, **plan.constants, **_ends(number, tasks),
+            )  # fmt: skip
+            bias_grads.append(None if dbias is None else dbias.to(task.bias_HGG.dtype))
+    dq, dk, dv = (x.transpose(1, 2) for x in grads)
+    return dq, dk, dv, bias_grads
+
+
+class _Plan:
+    """Launch parameters of one branch."""
+
+    def __init__(self, task: BranchTask, q: Tensor) -> None:
+        batch, heads, tokens, channels = q.shape
+        size = task.tiling.group_size
+        tile = min(max(triton.next_power_of_2(size), _MIN_TILE), MAX_TILE)
+        self.index = _token_table(task.tiling, tile, q.device)
+        positions = self.index.shape[1]
+        self.is_one_tile = positions == tile
+        self.launch = (task.tiling.num_groups * (positions // tile), batch * heads)
+        bias = task.bias_HGG
+        self.bias = self.index if bias is None else bias.float().contiguous()
+        self.sizes = (q.stride(0), q.stride(1), q.stride(2), tokens, heads, size, positions)
+        self.constants = {
+            "C": channels,
+            "CP": _padded_channels(channels),
+            "TILE": tile,
+            "HAS_BIAS": bias is not None,
+            "num_warps": 4 if tile * channels <= 64 * 64 else 8,
+        }
+
+
+_plan = _Plan
+
+
+@lru_cache(maxsize=256)
+def _token_table(tiling: Tiling, tile: int, device: torch.device) -> Tensor:
+    """Return the token at each position of each group, int32 (groups, positions), -1 for none.
+
+    Groups are padded to whole tiles.
+    """
+    depth, height, width = tiling.grid
+    numbers = torch.arange(1, depth * height * width + 1, dtype=torch.float64)
+    # The same cut that regroups tensors numbers the tokens; 0 marks positions beyond the grid.
+    table = to_groups(numbers[None, None, :, None], tiling)[:, 0, :, 0].to(torch.int32) - 1
+    after = -table.shape[1] % tile
+    return torch.nn.functional.pad(table, (0, after), value=-1).contiguous().to(device)
+
+
+def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors with one common set of strides and adjacent channels."""
+    if q.stride() == k.stride() == v.stride() and q.stride(3) == 1:
+        return q, k, v
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    return q, k, v
+
+
+def _rows_like(q: Tensor, dtype: torch.dtype) -> Tensor:
+    batch, heads, tokens, channels = q.shape
+    return torch.empty(batch, tokens, heads, channels, dtype=dtype, device=q.device)
+
+
+def _padded_channels(channels: int) -> int:
+    return max(triton.next_power_of_2(channels), _MIN_TILE)
+
+
+def _ends(number: int, tasks: Sequence[BranchTask]) -> dict[str, bool]:
+    return {"FIRST": number == 0, "LAST": number == len(tasks) - 1}
