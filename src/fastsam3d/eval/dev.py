@@ -8,11 +8,13 @@ models; they are never used for training.
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,8 +24,9 @@ from fastsam3d.eval.baselines import BallSegmenter, BlindModel
 from fastsam3d.eval.cases import load_cases
 from fastsam3d.eval.folders import find_cases
 from fastsam3d.eval.protocol import InteractionProtocol
-from fastsam3d.eval.report import summarise, table, write_json
+from fastsam3d.eval.results import ResultRow
 from fastsam3d.eval.runner import run
+from fastsam3d.eval.summary import Summary, summarise, summary_to_json, table, write_json
 from fastsam3d.prompts.simulate import PLACEMENTS
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = _cases(options)
     segmenter, described = _segmenter(options, cases, protocol)
     rows = run(segmenter, cases, protocol, on_target=_progress)
-    summary = summarise(rows, seed=options.seed)
+    summary = _summary(rows, cases, seed=options.seed)
     provenance = {
         "command": shlex.join(["python", "-m", "fastsam3d.eval.dev", *given]),
         "commit": options.commit or _commit(),
@@ -62,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     sys.stdout.write(table(summary) + "\n")
     if options.output is not None:
-        write_json(options.output, summary, rows, provenance)
+        content = {
+            "provenance": provenance,
+            "summary": summary_to_json(summary),
+            "rows": [asdict(row) for row in rows],
+        }
+        write_json(options.output, content)
     return 0
 
 
@@ -84,7 +92,7 @@ def best_ball_radius(
     """
     if not radii_mm:
         raise ConfigError("No radius to choose from; give at least one.")
-    found = {r: summarise(run(BallSegmenter(r), cases, protocol)).macro for r in radii_mm}
+    found = {r: _summary(run(BallSegmenter(r), cases, protocol), cases).macro for r in radii_mm}
     return max(found, key=lambda radius: found[radius][0]), found
 
 
@@ -141,6 +149,38 @@ def _session(model: str, device: str, *, is_blind: bool) -> ClickSegmenter:
     if is_blind:
         session.predictor.model = BlindModel(session.predictor.model)
     return session
+
+
+def _summary(rows: Sequence[Row], cases: Sequence[EvalCase], *, seed: int = 0) -> Summary:
+    """Summarise Dice and times; surfaces are not measured here, so their figures stay undefined."""
+    subjects = {case.name: case.subject or case.name for case in cases}
+    return summarise([_result(row, subjects[row.case]) for row in rows], seed=seed)
+
+
+def _result(row: Row, subject: str) -> ResultRow:
+    return ResultRow(
+        case=row.case,
+        subject=subject,
+        source=row.source,
+        label=row.label,
+        component=0,
+        structure=row.structure,
+        seed=0,
+        round=row.round,
+        prompt="none" if row.position is None else "point",
+        position=row.position,
+        positive=row.positive,
+        dice=row.dice,
+        nsd_1mm=math.nan,
+        nsd_2mm=math.nan,
+        hd95_mm=None,
+        truth_ml=math.nan,
+        mask_ml=math.nan,
+        encode_ms=row.encode_ms,
+        click_ms=row.click_ms,
+        spacing_mm=row.spacing_mm,
+        quality=row.quality,
+    )
 
 
 def _progress(rows: list[Row]) -> None:
