@@ -1,16 +1,24 @@
-"""What a session can return to: immutable states, one for each prompt."""
+"""What a session can return to: immutable states, one for each prompt, bounded by bytes."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from fastsam3d.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from fastsam3d.preprocess.roi import Roi
     from fastsam3d.prompts import PromptSet
     from fastsam3d.segmenter import Prediction
+
+DEFAULT_STATE_BYTES: Final = 512 * 2**20
+"""About sixty rounds of a model with logits of 128^3."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,37 +37,70 @@ class RoundState:
     roi: Roi | None = None
     prompt_logits: Tensor | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by the mask and the logits."""
+        logits = self.prompt_logits
+        held = 0 if logits is None else logits.numel() * logits.element_size()
+        return held + self.prediction.region_mask.nbytes
 
-@dataclass(frozen=True)
-class History:
-    """The states of a session, oldest first; every change makes a new history.
 
-    Attributes:
-        states: State `n` is that after prompt `n`.
+class StateCache:
+    """States by the prompts that led to them; least recently used out first.
+
+    A state is a function of volume and prompts, so one that is not at hand is played again and is
+    the same: the cache makes undo, redo and going back and forth between objects instant, no more.
+    Not for several threads at once.
+
+    Args:
+        max_bytes: Bound of the memory of all states; 0 keeps none.
+
+    Raises:
+        ConfigError: `max_bytes` is negative.
     """
 
-    states: tuple[RoundState, ...] = ()
+    def __init__(self, max_bytes: int = DEFAULT_STATE_BYTES) -> None:
+        if max_bytes < 0:
+            message = f"Cache must hold at least 0 bytes, got {max_bytes}; give e.g. 2**29."
+            raise ConfigError(message)
+        self.max_bytes = max_bytes
+        self._states: OrderedDict[int, RoundState] = OrderedDict()
+        self._num_bytes = 0
 
-    @property
-    def current(self) -> RoundState | None:
-        """The latest state; None before the first prompt."""
-        return self.states[-1] if self.states else None
+    def __len__(self) -> int:
+        """Return the number of states."""
+        return len(self._states)
 
-    def push(self, state: RoundState) -> History:
-        """Return the history with one more state."""
-        return History((*self.states, state))
+    def longest(self, prompts: PromptSet) -> RoundState | None:
+        """Return the state after as many first prompts of a set as are at hand; None without."""
+        best: RoundState | None = None
+        for count, key in enumerate(_keys(prompts), start=1):
+            state = self._states.get(key)
+            # Keys are hashes: equal ones may still belong to other prompts.
+            if state is not None and state.prompts.prompts == prompts.prompts[:count]:
+                self._states.move_to_end(key)
+                best = state
+        return best
 
-    def pop(self) -> History:
-        """Return the history without its latest state; the empty history stays as it is."""
-        return History(self.states[:-1])
+    def put(self, state: RoundState) -> None:
+        """Keep a state, at the cost of those not used for longest."""
+        *_, key = _keys(state.prompts)
+        replaced = self._states.pop(key, None)
+        self._states[key] = state
+        self._num_bytes += state.num_bytes - (0 if replaced is None else replaced.num_bytes)
+        while self._states and self._num_bytes > self.max_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
 
-    def shared_with(self, prompts: PromptSet) -> History:
-        """Return the states whose prompts are the first prompts of a set."""
-        if self.current is None:
-            return self
-        count = 0
-        for mine, theirs in zip(self.current.prompts, prompts, strict=False):
-            if mine != theirs:
-                break
-            count += 1
-        return History(self.states[:count])
+    def clear(self) -> None:
+        """Forget all states."""
+        self._states.clear()
+        self._num_bytes = 0
+
+
+def _keys(prompts: PromptSet) -> Iterator[int]:
+    """Return one key for each prefix of a set, shortest first; each prompt is hashed once."""
+    key = 0
+    for prompt in prompts:
+        key = hash((key, prompt))
+        yield key

@@ -1,6 +1,6 @@
 """The local segmenter: keeps a volume and its prompts in order, owns no arithmetic.
 
-A session belongs to one thread at a time: it takes no locks. Its state is one immutable history
+A session belongs to one thread at a time: it takes no locks. Its state is one immutable value
 that is replaced as a whole, and only after a prompt has been answered: an error, or an interrupt,
 leaves the session as it was.
 """
@@ -17,7 +17,7 @@ from fastsam3d.errors import ConfigError, PromptError, SessionStateError
 from fastsam3d.model.registry import load_card, load_model
 from fastsam3d.prompts import MaskPrompt, Point, PromptSet
 from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
-from fastsam3d.session.history import History
+from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
 from fastsam3d.session.scale import ScalePolicy
@@ -51,6 +51,8 @@ class Session:
         policy: How the ROI is chosen; by default the preprocessing's spacings and the policy's
             other defaults.
         cache_bytes: Bound of the memory of embeddings at hand.
+        state_bytes: Bound of the memory of earlier answers at hand; those beyond it are computed
+            anew when undo comes back to them.
 
     Example:
         >>> session = Session.from_pretrained("hr_s")  # doctest: +SKIP
@@ -64,15 +66,17 @@ class Session:
         *,
         policy: ScalePolicy | None = None,
         cache_bytes: int = DEFAULT_MAX_BYTES,
+        state_bytes: int = DEFAULT_STATE_BYTES,
     ) -> None:
         self.predictor = predictor
         if policy is None:
             policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
-        self.policy = policy
+        self._policy = policy
         self._cache = EmbeddingCache(cache_bytes)
         self._volume: Volume | None = None
         self._volume_id = -1
-        self._history = History()
+        self._states = StateCache(state_bytes)
+        self._current: RoundState | None = None
 
     @classmethod
     def from_pretrained(
@@ -106,6 +110,16 @@ class Session:
         return cls(predictor, policy=policy)
 
     @property
+    def policy(self) -> ScalePolicy:
+        """How the ROI is chosen; answers of another policy are forgotten."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: ScalePolicy) -> None:
+        self._policy = policy
+        self._states.clear()
+
+    @property
     def volume(self) -> Volume:
         """The volume.
 
@@ -120,13 +134,13 @@ class Session:
     @property
     def prompts(self) -> PromptSet:
         """The prompts so far, oldest first."""
-        state = self._history.current
+        state = self._current
         return PromptSet() if state is None else state.prompts
 
     @property
     def prediction(self) -> Prediction | None:
         """The latest answer; None before the first prompt."""
-        state = self._history.current
+        state = self._current
         return None if state is None else state.prediction
 
     @property
@@ -136,7 +150,7 @@ class Session:
         The logits are float32, (S, S, S), RAS-canonical axes; S is the model's `logits_size` and
         spans the whole ROI. None while no prompt has placed the ROI. Not to be changed.
         """
-        state = self._history.current
+        state = self._current
         if state is None or state.roi is None or state.prompt_logits is None:
             return None
         return state.roi, state.prompt_logits
@@ -148,8 +162,19 @@ class Session:
             volume: Not to be changed while the session uses it.
         """
         self._cache.clear()
+        self._states.clear()
         self._volume, self._volume_id = volume, next(_volume_ids)
-        self._history = History()
+        self._current = None
+
+    def add(self, prompt: Prompt) -> Prediction:
+        """Add a prompt of any kind: a scribble or a lasso, or what the other methods add.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: The prompt does not fit the volume.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        return self.predict(self.prompts.add(prompt))
 
     def add_point(
         self, point: Point | Iterable[float], *, positive: bool | None = None
@@ -171,7 +196,7 @@ class Session:
         elif positive is not None and positive != point.positive:
             message = f"Point says positive={point.positive}, got positive={positive}; drop one."
             raise PromptError(message)
-        return self._add(point)
+        return self.add(point)
 
     def add_box(self, box: Box) -> Prediction:
         """Add a box around the object; of several boxes the latest counts.
@@ -181,7 +206,7 @@ class Session:
             PromptError: The box lies outside of the volume.
             CheckpointError: The model returned logits that are not finite.
         """
-        return self._add(box)
+        return self.add(box)
 
     def add_mask(self, mask: MaskPrompt | Mask) -> Prediction:
         """Go on from a mask on the volume's grid.
@@ -196,7 +221,7 @@ class Session:
         """
         if isinstance(mask, Mask):
             mask = MaskPrompt(mask.array, mask.geometry)
-        return self._add(mask)
+        return self.add(mask)
 
     def predict(self, prompts: PromptSet) -> Prediction:
         """Replace all prompts.
@@ -219,19 +244,18 @@ class Session:
         if not prompts.prompts:
             message = "There is no prompt to answer; add a point, a box or a mask."
             raise PromptError(message)
-        history = self._history.shared_with(prompts)
+        state = self._states.longest(prompts)
         played: list[Prediction] = []
-        for count in range(len(history.states) + 1, len(prompts) + 1):
-            part = PromptSet(prompts.prompts[:count])
-            state = self._round(volume, part).play(history.current)
-            history = history.push(state)
+        for count in range(0 if state is None else len(state.prompts), len(prompts)):
+            state = self._round(volume, PromptSet(prompts.prompts[: count + 1])).play(state)
+            self._states.put(state)
             played.append(state.prediction)
         answer = replace(
-            history.states[-1].prediction,
+            cast("RoundState", state).prediction,
             encode_ms=sum(prediction.encode_ms for prediction in played),
             click_ms=sum(prediction.click_ms for prediction in played),
         )
-        return self._replace_history(history, answer)
+        return self._show(state, answer)
 
     def undo(self) -> Prediction | None:
         """Take the latest prompt back.
@@ -243,22 +267,19 @@ class Session:
         Raises:
             SessionStateError: There is nothing to take back.
         """
-        if self._history.current is None:
+        if self._current is None:
             message = "There is nothing to undo; call add_point, add_box or add_mask first."
             raise SessionStateError(message)
-        history = self._history.pop()
-        left = history.current
-        if left is None:
-            self._history = history
+        left = self.prompts.without_last()
+        if not len(left):
+            self._current = None
             return None
-        return self._replace_history(history, left.prediction)
+        return self.predict(left)
 
     def reset(self) -> None:
-        """Forget all prompts; the volume and its embeddings stay."""
-        self._history = History()
-
-    def _add(self, prompt: Prompt) -> Prediction:
-        return self.predict(self.prompts.add(prompt))
+        """Forget all prompts and answers; the volume and its embeddings stay."""
+        self._states.clear()
+        self._current = None
 
     def _round(self, volume: Volume, prompts: PromptSet) -> Round:
         return Round(
@@ -270,9 +291,9 @@ class Session:
             given=prompts,
         )
 
-    def _replace_history(self, history: History, answer: Prediction) -> Prediction:
+    def _show(self, state: RoundState | None, answer: Prediction) -> Prediction:
         shown = self.prediction
-        self._history = history
+        self._current = state
         changed = answer.region if shown is None else answer.region.union(shown.region)
         return replace(answer, changed=changed)
 

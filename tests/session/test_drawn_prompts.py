@@ -1,0 +1,96 @@
+"""Scribbles and lassos in a session: what was painted binds, and every frame is the same."""
+
+import numpy as np
+import pytest
+
+from fastsam3d.prompts import Lasso, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.session import Predictor, ScalePolicy, Session
+from fastsam3d.session.evidence import apply_evidence
+from fastsam3d.volume import Region
+from tests.session.phantoms import BrightModel, ball_truth, ball_volume, dice
+
+VOLUME = ball_volume()
+GEOMETRY = VOLUME.geometry
+TRUTH = ball_truth(GEOMETRY)
+ACROSS = Scribble.voxel([(26, 30, 30), (34, 30, 30)], axis=2)
+AROUND = Lasso.voxel([(19, 19, 30), (19, 41, 30), (41, 41, 30), (41, 19, 30)], axis=2)
+
+
+def make_session() -> Session:
+    session = Session(Predictor(BrightModel()), policy=ScalePolicy(max_growths=1))
+    session.set_volume(VOLUME)
+    return session
+
+
+@pytest.mark.parametrize("prompt", [ACROSS, AROUND, SliceBox.voxel(2, 30, (20, 20), (41, 41))])
+def test_each_kind_finds_the_object_by_itself(prompt: object) -> None:
+    result = make_session().add(prompt)
+    assert dice(result.mask.array, TRUTH) > 0.9
+    assert result.warnings == ()
+
+
+def test_a_mask_is_the_same_from_every_frame() -> None:
+    voxel = PromptSet((AROUND, Scribble.voxel([(5, 5, 30), (9, 5, 30)], radius_mm=2, axis=2)))
+    ras = [GEOMETRY.voxel_to_world(list(part)) for part in (AROUND.outline, voxel.prompts[1].path)]
+    expected = make_session().predict(voxel).mask.array
+    for frame, signs in (("RAS", (1, 1, 1)), ("LPS", (-1, -1, 1))):
+        world = PromptSet(
+            (
+                Lasso.world(ras[0] * signs, frame, axis=2),
+                Scribble.world(ras[1] * signs, frame, radius_mm=2, axis=2),
+            )
+        )
+        np.testing.assert_array_equal(make_session().predict(world).mask.array, expected)
+
+
+def test_painted_voxels_are_in_the_mask_and_erased_ones_are_not() -> None:
+    session = make_session()
+    session.add_point((30, 30, 30))
+    far = Scribble.voxel([(50, 50, 50), (50, 55, 50)], radius_mm=1)
+    erased = Lasso.voxel([(29, 15, 33), (29, 45, 33), (45, 45, 33), (45, 15, 33)],
+                         axis=2, positive=False)  # fmt: skip
+    session.add(far)
+    mask = session.add(erased).mask.array
+    assert mask[tuple(far.voxels(GEOMETRY).T)].all()
+    assert not mask[tuple(erased.voxels(GEOMETRY).T)].any()
+
+
+def evidence(*prompts: object) -> np.ndarray:
+    region = Region((10, 10, 10), (20, 20, 20))
+    found, mask = apply_evidence(
+        region, np.ones(region.shape, np.uint8), PromptSet(prompts), GEOMETRY
+    )
+    whole = np.zeros(GEOMETRY.shape, np.uint8)
+    whole[found.slices] = mask
+    return whole
+
+
+def test_of_two_marks_the_later_counts() -> None:
+    line = [(12, 12, 12), (18, 12, 12)]
+    on, off = Scribble.voxel(line), Scribble.voxel(line, positive=False)
+    assert evidence(off, on)[15, 12, 12] == 1
+    assert evidence(on, off)[15, 12, 12] == 0
+
+
+def test_a_later_click_of_the_other_sign_takes_a_mark_back() -> None:
+    off = Scribble.voxel([(12, 12, 12), (18, 12, 12)], positive=False)
+    assert evidence(off)[12:19, 12, 12].sum() == 0
+    assert evidence(off, Point.voxel((14, 12, 12)))[12:19, 12, 12].all()
+    assert evidence(off, Point.voxel((14, 13, 12)))[12:19, 12, 12].sum() == 0
+    assert evidence(off, Point.voxel((14, 12, 12), positive=False))[12:19, 12, 12].sum() == 0
+
+
+def test_nothing_painted_changes_nothing() -> None:
+    region, mask = Region((1, 1, 1), (2, 2, 2)), np.ones((1, 1, 1), np.uint8)
+    found = apply_evidence(region, mask, PromptSet((Point.voxel((1, 1, 1)), AROUND)), GEOMETRY)
+    assert found[0] is region
+    assert found[1] is mask
+
+
+def test_paint_on_an_empty_answer_is_an_answer() -> None:
+    empty = Region((0, 0, 0), (0, 0, 0))
+    region, mask = apply_evidence(
+        empty, np.zeros((0, 0, 0), np.uint8), PromptSet((ACROSS,)), GEOMETRY
+    )
+    assert region == Region((26, 30, 30), (35, 31, 31))
+    assert mask.all()
