@@ -98,15 +98,7 @@ def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:
         DatasetError: The system refused to write.
         ValueError: A number is not finite.
     """
-    content = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows).encode()
-    try:
-        with path.open("a+b") as stream:
-            _cut_half_line(stream.fileno())
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise DatasetError(f"Could not write {path}: {error.strerror}; free the disk.") from error
+    append_json_lines(path, [asdict(row) for row in rows])
 
 
 def read_rows(path: Path) -> list[ResultRow]:
@@ -118,14 +110,52 @@ def read_rows(path: Path) -> list[ResultRow]:
     Raises:
         DatasetError: A line that has its end is not a row.
     """
+    lines = read_json_lines(path)
+    return [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append JSON objects as `append_rows` appends rows.
+
+    Raises:
+        DatasetError: The system refused to write.
+        ValueError: A number is not finite.
+    """
+    content = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+    try:
+        with path.open("a+b") as stream:
+            _cut_half_line(stream.fileno())
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise DatasetError(f"Could not write {path}: {error.strerror}; free the disk.") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON objects as `read_rows` reads rows.
+
+    Raises:
+        DatasetError: A line that has its end is not a JSON object.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DatasetError(f"Could not read {path}: {error.strerror}.") from error
-    lines = content.split(b"\n")[:-1]
-    return [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            record: Any = json.loads(line)
+        except ValueError as error:
+            raise DatasetError(
+                f"{path} line {number} is not JSON; remove the file and run again."
+            ) from error
+        if not isinstance(record, dict):
+            raise DatasetError(f"{path} line {number} is no JSON object; run the evaluation again.")
+        records.append(cast("dict[str, Any]", record))
+    return records
 
 
 def _cut_half_line(descriptor: int) -> None:
@@ -143,12 +173,7 @@ def _cut_half_line(descriptor: int) -> None:
         os.ftruncate(descriptor, keep)
 
 
-def _parse(line: bytes, where: str) -> ResultRow:
-    try:
-        content: Any = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"{where} is not JSON; remove the file and run again.") from error
-    given = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+def _parse(given: dict[str, Any], where: str) -> ResultRow:
     if given.keys() != _NAMES:
         raise DatasetError(f"{where} has not the fields of a result row; run the evaluation again.")
     for name, value in given.items():
