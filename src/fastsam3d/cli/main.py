@@ -35,6 +35,13 @@ COMMANDS: Final = (
     Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
     Command("train", "fastsam3d.cli.train:train", "Train a model from a pack of cases."),
     Command("bench", "fastsam3d.cli.bench:bench", "Time models: latency, FLOPs, memory."),
+    Command("finetune", "fastsam3d.cli.finetune:finetune", "Fine-tune a model on your own cases."),
+    Command("evaluate", "fastsam3d.cli.evaluate:evaluate", "Measure models on your own cases."),
+    Command(
+        "predict-npz",
+        "fastsam3d.cli.predict_npz:predict_npz",
+        "Answer a file of the CVPR 2025 challenge.",
+    ),
     Command("demo", "fastsam3d.cli.demo:demo", "Segment the brain MR that nilearn ships."),
 )
 
