@@ -190,12 +190,7 @@ class Round:
         many = self.policy.first_click_candidates and not self._prompts.boxes
         looks = [self._look(roi, one, None, multimask=many) for roi, one in seen]
         best = max(looks, key=lambda look: look.score)
-        for _ in range(self.policy.max_refinements):
-            refined = self._refine(best)
-            if refined is None:
-                break
-            best = refined
-        return self._grow(best)
+        return self._grow(self._refine_often(best, self.policy.max_refinements))
 
     def _next_look(self, before: RoundState, roi: Roi, newest: object) -> Look:
         """Look again with one more prompt, at the same place if everything fits in."""
@@ -203,7 +198,8 @@ class Round:
         mask = before.prompt_logits
         if mask is not None and target != roi:
             mask = resample_logits(mask, self.volume.geometry, roi, target)
-        return self._grow(self._look(target, self._encode([target])[0], mask))
+        look = self._look(target, self._encode([target])[0], mask)
+        return self._grow(self._refine_often(look, self.policy.max_later_refinements))
 
     def _roi_with_all_prompts(self, roi: Roi, newest: object) -> Roi:
         geometry = self.volume.geometry
@@ -215,6 +211,14 @@ class Round:
             return roi
         grown = scale.grown_roi(self.policy, geometry, roi, scale.MaskExtent(), points)
         return roi if grown is None else grown
+
+    def _refine_often(self, look: Look, most: int) -> Look:
+        for _ in range(most):
+            refined = self._refine(look)
+            if refined is None:
+                break
+            look = refined
+        return look
 
     def _refine(self, look: Look) -> Look | None:
         """Return a better look at another spacing, if there is one."""

@@ -55,6 +55,8 @@ class ScalePolicy:
         smallest_extent: Refine where the extent is below this part of the side.
         largest_extent: Refine where the extent is above this part of the side.
         max_refinements: How often a first click may be refined.
+        max_later_refinements: How often each further prompt may be refined, now that the object
+            is better known.
         consistent_extent: A refined mask whose extent in mm differs by less than this factor
             may score a little worse.
         score_tolerance: How much worse.
@@ -82,6 +84,7 @@ class ScalePolicy:
     smallest_extent: float = 0.3
     largest_extent: float = 0.8
     max_refinements: int = 0
+    max_later_refinements: int = 0
     consistent_extent: float = 1.6
     score_tolerance: float = 0.1
     max_growths: int = 2
