@@ -1,4 +1,4 @@
-r"""Compare ways of choosing the ROI on development cases: fixed spacings, several, growth, refining.
+r"""Compare ways of choosing the ROI on development cases: spacings, growth, refining.
 
     python benchmarks/session_policies.py --pack dev_pack.npz --device cuda --workers 32 \
         --output benchmarks/session_policies.json
