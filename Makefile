@@ -54,5 +54,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[demo,hub,train,dev]"
+	$(PIP) --editable ".[demo,hub,train,eval,dev]"
 	@touch $@

@@ -172,6 +172,15 @@ def test_mr_windows_ignore_the_black_background() -> None:
     assert 145 < high <= 150
 
 
+def test_a_background_far_below_zero_is_neither_air_nor_signal() -> None:
+    array = np.full((10, 10, 10), -1812.0)
+    array[5:] = np.linspace(50, 150, 500).reshape(5, 10, 10)
+    low, high = display_window(array, array > 100, None)
+
+    assert 50 <= low < 55
+    assert 145 < high <= 150
+
+
 def test_pet_windows_start_at_zero() -> None:
     array = np.linspace(0.5, 9, 1000).reshape(10, 10, 10)
 

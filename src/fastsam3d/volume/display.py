@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+LEAST_AIR_HU: Final = -1100.0
+MOST_AIR_HU: Final = -700.0
+MIN_AIR_SHARE: Final = 0.05
+
 
 class Plane(NamedTuple):
     """How one slice is shown: axes of the RAS-ordered grid and the letters at its borders."""
@@ -40,9 +44,9 @@ def display_window(
     """Choose the intensities shown as black and white.
 
     CT uses the usual Hounsfield windows, by what the structure is made of: lung, bone or soft
-    tissue. PET starts at zero. Everything else spans the 1st to 99.5th percentile of the non-zero
-    voxels. Files that say nothing about their modality count as CT if they hold a lot of air
-    near -1000.
+    tissue. PET starts at zero. Everything else spans the 1st to 99.5th percentile of the voxels
+    that are neither zero nor the lowest, which are background. Files that say nothing about their
+    modality count as CT if 5 % of them is air near -1000.
 
     Args:
         array: Intensities, any shape.
@@ -53,7 +57,8 @@ def display_window(
         The black and the white intensity, black < white.
     """
     sample = array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)]
-    if modality == "CT" or (modality is None and np.percentile(sample, 5) <= -700):
+    looks_like_ct = np.mean((sample >= LEAST_AIR_HU) & (sample <= MOST_AIR_HU)) >= MIN_AIR_SHARE
+    if modality == "CT" or (modality is None and looks_like_ct):
         typical = float(np.median(array[inside])) if inside.any() else 40.0
         if typical < -400:
             return -1350.0, 150.0
@@ -61,6 +66,6 @@ def display_window(
     if modality == "PET":
         low, high = 0.0, float(np.percentile(sample, 99.8))
     else:
-        signal = sample[sample != 0]
+        signal = sample[(sample != 0) & (sample != sample.min())]
         low, high = map(float, np.percentile(signal if signal.size else sample, [1.0, 99.5]))
     return low, high if high > low else low + 1.0
