@@ -1,12 +1,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastsam3d.errors import DatasetError
 from fastsam3d.eval.results import ResultRow, append_rows, read_rows
-from tests.eval.rows import make_row
+from tests.eval.rows import curve
+
+
+def make_row(**changes: Any) -> ResultRow:
+    return replace(curve("a__1", "liver", 0.5)[0], **changes)
 
 
 def test_rows_come_back_as_they_were_in_the_order_written(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
-"""A toy case and segmenters whose answers are known."""
+"""A toy case and segmenters whose answers are known.
+
+The image tells the labels (50 per label value), so that a segmenter can be perfect without truth.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
 from fastsam3d.eval.cases import EvalCase
-from fastsam3d.prompts import Point
+from fastsam3d.prompts import Box, Point
 from fastsam3d.segmenter import Prediction
 from fastsam3d.volume import Geometry, Region, Volume
 
@@ -62,3 +67,32 @@ class ThresholdSegmenter:
             encode_ms=2.0 if len(self.points) == 1 else 0.0,
             click_ms=1.0,
         )
+
+
+class BoxedThreshold(ThresholdSegmenter):
+    """The same, which also starts from the middle of a box; prompts are replaced, not changed."""
+
+    def add_point(self, point: Point) -> Prediction:
+        self.points = list(self.points)
+        return super().add_point(point)
+
+    def add_box(self, box: Box) -> Prediction:
+        region = box.region
+        middle = [(a + b - 1) // 2 for a, b in zip(region.start, region.stop, strict=True)]
+        return self.add_point(Point.voxel(middle))
+
+
+class ShiftedThreshold(ThresholdSegmenter):
+    """Perfect, but for a shift by one voxel along i."""
+
+    def add_point(self, point: Point) -> Prediction:
+        answer = super().add_point(point)
+        return replace(answer, region_mask=np.roll(answer.region_mask, 1, axis=0))
+
+
+class NothingSegmenter(ThresholdSegmenter):
+    """Never finds anything."""
+
+    def add_point(self, point: Point) -> Prediction:
+        answer = super().add_point(point)
+        return replace(answer, region_mask=np.zeros_like(answer.region_mask))

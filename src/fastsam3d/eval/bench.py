@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ import numpy as np
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval.bench_worker import CLICKS_PER_PASS, Precision, WorkerSpec
+from fastsam3d.eval.provenance import cpu_name, git_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -308,25 +308,6 @@ def provenance(command: Sequence[str], config: BenchConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the kernel gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def git_commit(folder: Path) -> str:
-    """Return the commit of a checkout; "unknown" where there is none."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    found = subprocess.run(  # noqa: S603 - fixed arguments
-        [git, "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def write_bench(path: Path, result: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -11,8 +11,6 @@ import argparse
 import math
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,6 +22,7 @@ from fastsam3d.eval.baselines import BallSegmenter, BlindModel
 from fastsam3d.eval.cases import load_cases
 from fastsam3d.eval.folders import find_cases
 from fastsam3d.eval.protocol import InteractionProtocol
+from fastsam3d.eval.provenance import git_commit
 from fastsam3d.eval.results import ResultRow
 from fastsam3d.eval.runner import run
 from fastsam3d.eval.summary import Summary, summarise, summary_to_json, table, write_json
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = _summary(rows, cases, seed=options.seed)
     provenance = {
         "command": shlex.join(["python", "-m", "fastsam3d.eval.dev", *given]),
-        "commit": options.commit or _commit(),
+        "commit": options.commit or git_commit(Path(__file__).parent),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": _device_name(options.device),
         "python": platform.python_version(),
@@ -194,17 +193,6 @@ def _device_name(device: str) -> str:
     import torch  # noqa: PLC0415 - heavy
 
     return torch.cuda.get_device_name(device)
-
-
-def _commit() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    here = Path(__file__).parent
-    found = subprocess.run(  # noqa: S603 - fixed arguments
-        [git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=here
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

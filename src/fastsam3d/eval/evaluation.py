@@ -29,6 +29,7 @@ from fastsam3d.errors import ConfigError, DatasetError
 from fastsam3d.eval.folders import find_cases, fingerprint
 from fastsam3d.eval.playing import CaseTask, RowsReady, SegmenterSpec, play_task
 from fastsam3d.eval.protocol import PROTOCOLS, InteractionProtocol
+from fastsam3d.eval.provenance import cpu_name, git_commit
 from fastsam3d.eval.results import append_json_lines, append_rows, read_json_lines, read_rows
 from fastsam3d.eval.summary import summarise, summary_to_json, write_json
 from fastsam3d.eval.workers import play_in_processes
@@ -360,8 +361,6 @@ def weights_sha256(model: str) -> str | None:
 
 
 def _provenance(options: EvaluationOptions, command: Sequence[str], jobs: int) -> dict[str, Any]:
-    from fastsam3d.eval.bench import cpu_name, git_commit  # noqa: PLC0415 - heavier than a start
-
     device = cpu_name()
     if options.device != "cpu":
         import torch  # noqa: PLC0415 - heavy

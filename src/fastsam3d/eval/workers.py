@@ -59,7 +59,7 @@ def play_in_processes(
     for _ in range(jobs):
         pending.put(None)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    arguments = (pending, events, make_segmenter, threads)
+    arguments = (pending, events, make_segmenter)
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
     try:
         with _thread_limit(threads):
@@ -98,13 +98,10 @@ def _take(events: Any, workers: list[Any]) -> Iterator[Event]:
             yield event
 
 
-def _work(
-    pending: Any, events: Any, make_segmenter: Callable[[], ClickSegmenter], threads: int
-) -> None:
+def _work(pending: Any, events: Any, make_segmenter: Callable[[], ClickSegmenter]) -> None:
     # An interrupt goes to the whole group; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
-    _limit_torch(threads)
     try:
         segmenter = make_segmenter()
         while (task := pending.get()) is not None:
@@ -128,15 +125,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _limit_torch(threads: int) -> None:
-    import torch  # noqa: PLC0415 - heavy, and only wanted where segmenters run
-
-    torch.set_num_threads(threads)
-
-
 @contextmanager
 def _thread_limit(threads: int) -> Generator[None, None, None]:
-    """Limit the threads of processes started in the block, unless the user has said otherwise."""
+    """Limit the threads of processes started in the block, unless the user has said otherwise.
+
+    Numerical libraries, torch among them, read these variables when they are first imported.
+    """
     absent = [name for name in THREAD_VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(absent, str(threads)))
     try:
