@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastsam3d.preprocess.roi import roi_to_voxel
 from fastsam3d.prompts import Lasso, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.session.evidence import apply_evidence
@@ -53,6 +54,65 @@ def test_painted_voxels_are_in_the_mask_and_erased_ones_are_not() -> None:
     mask = session.add(erased).mask.array
     assert mask[tuple(far.voxels(GEOMETRY).T)].all()
     assert not mask[tuple(erased.voxels(GEOMETRY).T)].any()
+
+
+def given_to_model(session: Session) -> list[tuple[list, bool]]:
+    """Points of the last decoding, in the frame of the volume, and their signs."""
+    roi, _ = session.logits
+    last = session.predictor.model.decoded[-1]
+    voxels = roi_to_voxel(last["points"][0].numpy(), GEOMETRY, roi).round(3)
+    return [(v, bool(s)) for v, s in zip(voxels.tolist(), last["labels"][0], strict=True)]
+
+
+def test_a_drawing_starts_with_its_middle_and_goes_on_where_the_mask_disagrees() -> None:
+    session = make_session()
+    session.add(Scribble.voxel([(22, 30, 30), (38, 30, 30), (55, 30, 30)], axis=2))
+    # The ball ends at 39 and the first point adds a ball up to 40, its middle is given next.
+    assert given_to_model(session) == [([38, 30, 30], True), ([48, 30, 30], True)]
+
+
+def test_a_drawing_that_agrees_with_the_mask_asks_the_model_nothing() -> None:
+    session = make_session()
+    first = session.add_point((30, 30, 30))
+    decoded = len(session.predictor.model.decoded)
+    again = session.add(ACROSS)
+    assert len(session.predictor.model.decoded) == decoded
+    assert (again.encode_ms, again.click_ms) == (0, 0)
+    np.testing.assert_array_equal(again.mask.array, first.mask.array)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        Lasso.voxel([(15, 15, 30), (15, 45, 30), (27, 45, 30), (27, 15, 30)], axis=2),
+        SliceBox.voxel(2, 30, (15, 15), (28, 45)),
+        Lasso.voxel(
+            [(33, 15, 30), (33, 45, 30), (45, 45, 30), (45, 15, 30)], axis=2, positive=False
+        ),
+        Scribble.voxel([(36, 25, 30), (36, 35, 30)], axis=2, positive=False),
+    ],
+)
+def test_a_mask_that_leaves_the_drawing_is_corrected_by_negative_points(half: object) -> None:
+    session = make_session()
+    session.add_point((25, 30, 30))
+    session.add(half)
+    (first, second, *_) = given_to_model(session)
+    assert first == ([25, 30, 30], True)
+    (i, _, k), positive = second
+    assert not positive
+    assert i >= 28
+    assert k == 30
+
+
+def test_a_loosely_drawn_lasso_claims_nothing_near_its_outline() -> None:
+    session = make_session()
+    session.add_point((30, 30, 30))
+    count = len(session.predictor.model.decoded)
+    for reach in (8, 11):  # the ball's radius is 9.3
+        corners = [(30 - reach, 30 - reach, 30), (30 - reach, 30 + reach, 30),
+                   (30 + reach, 30 + reach, 30), (30 + reach, 30 - reach, 30)]  # fmt: skip
+        session.predict(PromptSet((Point.voxel((30, 30, 30)), Lasso.voxel(corners, axis=2))))
+    assert len(session.predictor.model.decoded) == count
 
 
 def evidence(*prompts: object) -> np.ndarray:

@@ -371,3 +371,13 @@ class Lasso:
             )
             raise PromptError(message)
         return voxels
+
+    def outside(self, geometry: Geometry) -> NDArray[np.int64]:
+        """Return the voxels on the same slice that it does not enclose, (N, 3); N may be 0.
+
+        Raises:
+            PromptError: It is not flat.
+        """
+        outline = to_voxels(self.outline, self.frame, geometry)
+        axis = voxel_axis(self.axis, self.frame, geometry)
+        return outline_voxels(outline, geometry.shape, axis=axis, is_outside=True)

@@ -84,7 +84,9 @@ def brush_voxels(
     return np.argwhere(distance <= radius_mm * (1 + 1e-9)) + low
 
 
-def outline_voxels(outline: Positions, shape: tuple[int, int, int], *, axis: int) -> Indices:
+def outline_voxels(
+    outline: Positions, shape: tuple[int, int, int], *, axis: int, is_outside: bool = False
+) -> Indices:
     """Fill a flat closed outline by the even-odd rule.
 
     Each line of voxels along `axis` that the outline encloses gives the voxel nearest to the
@@ -95,6 +97,7 @@ def outline_voxels(outline: Positions, shape: tuple[int, int, int], *, axis: int
         outline: Vertices, (N, 3), N at least 3.
         shape: Of the volume; what lies outside is left out.
         axis: Array axis across the plane, roughly.
+        is_outside: Return the rest of the plane instead.
 
     Raises:
         PromptError: The vertices do not lie in one plane.
@@ -102,7 +105,7 @@ def outline_voxels(outline: Positions, shape: tuple[int, int, int], *, axis: int
     u, v = (other for other in range(3) if other != axis)
     plane = _plane(outline[:, (u, v)], outline[:, axis])
     inside = _even_odd(outline[:, (u, v)] - _NUDGE, (shape[u], shape[v]))
-    columns = np.argwhere(inside)
+    columns = np.argwhere(inside != is_outside)
     voxels = np.empty((len(columns), 3), np.int64)
     voxels[:, (u, v)] = columns
     voxels[:, axis] = nearest_voxels(columns @ plane[:2] + plane[2])

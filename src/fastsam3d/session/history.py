@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from fastsam3d.errors import ConfigError
+from fastsam3d.prompts import PromptSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastsam3d.preprocess.roi import Roi
-    from fastsam3d.prompts import PromptSet
     from fastsam3d.segmenter import Prediction
 
 DEFAULT_STATE_BYTES: Final = 512 * 2**20
@@ -30,12 +30,14 @@ class RoundState:
         prediction: The answer.
         roi: What the model saw; None while no prompt has placed it.
         prompt_logits: The mask that the next round is fed; None where there is none.
+        seen: The points, boxes and masks that the model was given for the prompts.
     """
 
     prompts: PromptSet
     prediction: Prediction
     roi: Roi | None = None
     prompt_logits: Tensor | None = None
+    seen: PromptSet = field(default_factory=PromptSet)
 
     @property
     def num_bytes(self) -> int:

@@ -22,11 +22,9 @@ from fastsam3d.preprocess.roi import (
     voxel_to_roi,
 )
 from fastsam3d.prompts import Box, MaskPrompt, PromptSet
-from fastsam3d.prompts.model_view import model_prompts
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
 from fastsam3d.session.cache import EmbeddingKey
-from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.history import RoundState
 from fastsam3d.session.predictor import RoiPrompts
 from fastsam3d.volume import Region
@@ -96,7 +94,7 @@ class Round:
         cache: Embeddings at hand.
         volume: What is segmented.
         volume_id: Its key in the cache.
-        given: All prompts so far, as given, the new one last.
+        given: All points, boxes and masks so far, the new one last.
     """
 
     predictor: Predictor
@@ -110,7 +108,7 @@ class Round:
 
     def __post_init__(self) -> None:
         """Bring the prompts into the frame of the volume."""
-        self._prompts = model_prompts(self.given, self.volume.geometry)
+        self._prompts = self.given.to_voxel(self.volume.geometry)
 
     def play(self, before: RoundState | None) -> RoundState:
         """Return the state after the newest prompt.
@@ -123,8 +121,6 @@ class Round:
         """
         started = time.perf_counter()
         answer = self._answer(before)
-        region, mask = apply_evidence(answer.region, answer.mask, self.given, self.volume.geometry)
-        answer = replace(answer, region=region, mask=mask)
         answer.mask.setflags(write=False)
         roi = EMPTY_REGION if answer.roi is None else roi_region(self.volume.geometry, answer.roi)
         earlier = EMPTY_REGION if before is None else before.prediction.region

@@ -17,6 +17,7 @@ from fastsam3d.errors import ConfigError, PromptError, SessionStateError
 from fastsam3d.model.registry import load_card, load_model
 from fastsam3d.prompts import MaskPrompt, Point, PromptSet
 from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
+from fastsam3d.session.drawn_rounds import DrawnPolicy, play_prompt
 from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
@@ -72,6 +73,7 @@ class Session:
         if policy is None:
             policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
         self._policy = policy
+        self.drawn = DrawnPolicy()
         self._cache = EmbeddingCache(cache_bytes)
         self._volume: Volume | None = None
         self._volume_id = -1
@@ -247,7 +249,8 @@ class Session:
         state = self._states.longest(prompts)
         played: list[Prediction] = []
         for count in range(0 if state is None else len(state.prompts), len(prompts)):
-            state = self._round(volume, PromptSet(prompts.prompts[: count + 1])).play(state)
+            part = PromptSet(prompts.prompts[: count + 1])
+            state = play_prompt(self._play_round, state, part, volume.geometry, self.drawn)
             self._states.put(state)
             played.append(state.prediction)
         answer = replace(
@@ -281,15 +284,15 @@ class Session:
         self._states.clear()
         self._current = None
 
-    def _round(self, volume: Volume, prompts: PromptSet) -> Round:
+    def _play_round(self, given: PromptSet, before: RoundState | None) -> RoundState:
         return Round(
             predictor=self.predictor,
-            policy=self.policy,
+            policy=self._policy,
             cache=self._cache,
-            volume=volume,
+            volume=self.volume,
             volume_id=self._volume_id,
-            given=prompts,
-        )
+            given=given,
+        ).play(before)
 
     def _show(self, state: RoundState | None, answer: Prediction) -> Prediction:
         shown = self.prediction

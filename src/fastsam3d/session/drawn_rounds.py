@@ -1,0 +1,275 @@
+"""How a model that knows points, boxes and masks answers scribbles, lassos and slice boxes.
+
+Many points given at once mislead it: in training each point after the first corrects a mask. So
+what is drawn is played as a user would click it. A first point in the middle (unless a mask is
+there already), and then, while the mask and the drawing disagree, one point in the middle of the
+largest disagreement. At the end `evidence` binds the voxels that were painted.
+
+What a drawing says about a mask:
+
+==============  ===============================  =========================================
+drawing         must be in the mask              must not
+==============  ===============================  =========================================
+scribble        its line                         (negative) its line
+lasso           its inside, well inside          the rest of its slice, well outside;
+                                                 (negative) its inside
+slice box       nothing                          the rest of its slice
+==============  ===============================  =========================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from fastsam3d.prompts import Lasso, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.session.evidence import apply_evidence
+from fastsam3d.session.object_mask import ObjectMask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from fastsam3d.session.history import RoundState
+    from fastsam3d.volume import Geometry
+
+    Voxels = NDArray[np.int64]
+    PlayRound = Callable[[PromptSet, RoundState | None], RoundState]
+
+WELL_INSIDE: Final = 0.5
+"""Part of a lasso's greatest depth below which its inside claims nothing: people draw loosely."""
+WELL_OUTSIDE: Final = 0.2
+"""Part of that depth within which its outside claims nothing."""
+
+
+def _no_voxels() -> NDArray[np.int64]:
+    return np.zeros((0, 3), np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnPolicy:
+    """How hard a session works on a drawing.
+
+    Attributes:
+        scribble_corrections: At most so many points after the first one.
+        lasso_corrections: As for scribbles.
+        slice_box_corrections: As for scribbles.
+        smallest_part: A disagreement over less than this part of the drawing is left alone.
+    """
+
+    scribble_corrections: int = 1
+    lasso_corrections: int = 4
+    slice_box_corrections: int = 1
+    smallest_part: float = 0.05
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Claim:
+    """What a drawing says, in voxels (N, 3) of the volume.
+
+    Attributes:
+        seed: Where a first point belongs.
+        is_positive: Its sign.
+        inside: Voxels that the mask must hold.
+        outside: Voxels that it must not, where farther than `margin_mm` from the drawing.
+        drawn: Voxels of the drawing.
+        margin_mm: See there.
+        limit: Corrections at most.
+    """
+
+    seed: Voxels
+    is_positive: bool = True
+    inside: Voxels = field(default_factory=_no_voxels)
+    outside: Voxels = field(default_factory=_no_voxels)
+    drawn: Voxels
+    margin_mm: float = 0.0
+    limit: int
+
+
+def play_prompt(
+    play_round: PlayRound,
+    before: RoundState | None,
+    prompts: PromptSet,
+    geometry: Geometry,
+    policy: DrawnPolicy,
+) -> RoundState:
+    """Return the state after the newest prompt of a set.
+
+    Args:
+        play_round: Plays one round: points, boxes and masks, the new one last, and the state
+            before it.
+        before: The state after all other prompts; None if there are none.
+        prompts: As given, the new one last.
+        geometry: Grid of the volume.
+        policy: How hard to work on a drawing.
+
+    Raises:
+        PromptError: A prompt does not fit the volume.
+        CheckpointError: The model returned logits that are not finite.
+    """
+    newest = prompts.prompts[-1]
+    if isinstance(newest, Scribble | Lasso | SliceBox):
+        state = _play_drawn(play_round, before, _claim(newest, geometry, policy), geometry, policy)
+    else:
+        seen = (PromptSet() if before is None else before.seen).add(newest)
+        state = replace(play_round(seen, before), seen=seen)
+    shown = state.prediction
+    region, mask = apply_evidence(shown.region, shown.region_mask, prompts, geometry)
+    mask.setflags(write=False)
+    return replace(
+        state, prompts=prompts, prediction=replace(shown, region=region, region_mask=mask)
+    )
+
+
+def _play_drawn(
+    play_round: PlayRound,
+    before: RoundState | None,
+    claim: _Claim,
+    geometry: Geometry,
+    policy: DrawnPolicy,
+) -> RoundState:
+    state = before
+    played: list[RoundState] = []
+    if state is None or state.roi is None:
+        state = _play_point(play_round, state, claim.seed, positive=claim.is_positive)
+        played.append(state)
+    for _ in range(claim.limit):
+        wrong, positive = _largest_disagreement(state, claim, geometry)
+        if len(wrong) <= policy.smallest_part * len(claim.drawn):
+            break
+        voxel = _middle(wrong, geometry)
+        state = _play_point(play_round, state, voxel, positive=positive)
+        played.append(state)
+    return replace(
+        state,
+        prediction=replace(
+            state.prediction,
+            encode_ms=sum(one.prediction.encode_ms for one in played),
+            click_ms=sum(one.prediction.click_ms for one in played),
+        ),
+    )
+
+
+def _play_point(
+    play_round: PlayRound, before: RoundState | None, voxel: Voxels, *, positive: bool
+) -> RoundState:
+    point = Point.voxel(voxel.tolist(), positive=positive)
+    seen = (PromptSet() if before is None else before.seen).add(point)
+    return replace(play_round(seen, before), seen=seen)
+
+
+def _claim(prompt: Scribble | Lasso | SliceBox, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
+    if isinstance(prompt, Scribble):
+        line = prompt.line(geometry)
+        claim = _Claim(
+            seed=_middle(line, geometry),
+            is_positive=prompt.positive,
+            drawn=line,
+            limit=policy.scribble_corrections,
+        )
+        return replace(claim, inside=line) if prompt.positive else replace(claim, outside=line)
+    if isinstance(prompt, Lasso):
+        return _lasso_claim(prompt, geometry, policy)
+    moved = prompt.to_voxel(geometry)
+    inside = np.argwhere(np.ones(moved.region.shape, np.bool_)) + moved.region.start
+    return _Claim(
+        seed=_middle(inside, geometry),
+        outside=_rest_of_slice(moved, geometry),
+        drawn=inside,
+        limit=policy.slice_box_corrections,
+    )
+
+
+def _lasso_claim(prompt: Lasso, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
+    voxels = prompt.voxels(geometry)
+    depth = _depth(voxels, geometry)
+    claim = _Claim(
+        seed=_middle(voxels, geometry),
+        is_positive=prompt.positive,
+        drawn=voxels,
+        limit=policy.lasso_corrections,
+    )
+    if not prompt.positive:
+        return replace(claim, outside=voxels)
+    return replace(
+        claim,
+        inside=voxels[depth >= WELL_INSIDE * depth.max()],
+        outside=prompt.outside(geometry),
+        margin_mm=WELL_OUTSIDE * float(depth.max()),
+    )
+
+
+def _rest_of_slice(box: SliceBox, geometry: Geometry) -> Voxels:
+    """Return the voxels of a voxel box's slice that are not in the box."""
+    shape = list(geometry.shape)
+    shape[box.axis] = 1
+    index = list(box.region.slices)
+    index[box.axis] = slice(None)
+    rest = np.ones(shape, np.bool_)
+    rest[tuple(index)] = False
+    voxels = np.argwhere(rest)
+    voxels[:, box.axis] = box.region.start[box.axis]
+    return voxels
+
+
+def _largest_disagreement(
+    state: RoundState, claim: _Claim, geometry: Geometry
+) -> tuple[Voxels, bool]:
+    """Return the voxels in which mask and drawing disagree, and the sign of what corrects them."""
+    mask = ObjectMask.of(state.prediction)
+    missed = claim.inside[~_lookup(mask, claim.inside)]
+    spilled = claim.outside[_lookup(mask, claim.outside)]
+    if claim.margin_mm and len(spilled):
+        spilled = spilled[_distance(spilled, claim.drawn, geometry) > claim.margin_mm]
+    return (missed, True) if len(missed) >= len(spilled) else (spilled, False)
+
+
+def _lookup(mask: ObjectMask, voxels: Voxels) -> NDArray[np.bool_]:
+    at = voxels - mask.region.start
+    is_near = np.all((at >= 0) & (at < mask.region.shape), axis=1)
+    found = np.zeros(len(voxels), np.bool_)
+    found[is_near] = mask.array[tuple(at[is_near].T)]
+    return found
+
+
+def _middle(voxels: Voxels, geometry: Geometry) -> Voxels:
+    """Return the voxel deepest in the largest connected part, of equals that nearest its centre."""
+    ndimage: Any = import_module("scipy.ndimage")
+    low = voxels.min(axis=0)
+    inside = np.zeros(voxels.max(axis=0) - low + 1, np.bool_)
+    inside[tuple((voxels - low).T)] = True
+    labels, _ = ndimage.label(inside, structure=np.ones((3, 3, 3)))
+    of_voxels = labels[tuple((voxels - low).T)]
+    part = voxels[of_voxels == np.bincount(of_voxels).argmax()]
+    depth = _depth(part, geometry)
+    deepest = part[depth >= depth.max() * (1 - 1e-6)]
+    at_mm = deepest * np.asarray(geometry.spacing)
+    # Whole micrometres: noise of a last bit must not decide between equals.
+    from_centre = np.linalg.norm(at_mm - at_mm.mean(axis=0), axis=1).round(3)
+    return deepest[from_centre.argmin()]
+
+
+def _depth(voxels: Voxels, geometry: Geometry) -> NDArray[np.float64]:
+    """Return how deep each voxel of a set lies in it, mm; a flat set counts along its plane."""
+    ndimage: Any = import_module("scipy.ndimage")
+    flat = int(np.argmin(np.ptp(voxels, axis=0)))
+    low = voxels.min(axis=0) - 1
+    inside = np.zeros(voxels.max(axis=0) - low + 2, np.bool_)
+    inside[tuple((voxels - low).T)] = True
+    if np.ptp(voxels[:, flat]) > 0:
+        depth = ndimage.distance_transform_edt(inside, sampling=geometry.spacing)
+        return depth[tuple((voxels - low).T)]
+    spacing = np.delete(geometry.spacing, flat)
+    depth = ndimage.distance_transform_edt(inside.any(axis=flat), sampling=spacing)
+    return depth[tuple(np.delete(voxels - low, flat, axis=1).T)]
+
+
+def _distance(voxels: Voxels, target: Voxels, geometry: Geometry) -> NDArray[np.float64]:
+    """Return how far each voxel is from a set, mm."""
+    spatial: Any = import_module("scipy.spatial")
+    tree = spatial.cKDTree(target * np.asarray(geometry.spacing))
+    return tree.query(voxels * np.asarray(geometry.spacing))[0]
