@@ -61,7 +61,7 @@ def train(
     *,
     pack: Path,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    length: LengthOptions = LengthOptions(),  # noqa: B008 - frozen, hence safe to share
+    length: LengthOptions = LengthOptions(),
     start_from: str | None = None,
     seed: int | None = None,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),

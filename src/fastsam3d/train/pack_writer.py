@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from fastsam3d.data.objects import component_ids, deep_seeds, object_table
 from fastsam3d.data.supervoxels import SCALES, foreground_mask, supervoxels
 from fastsam3d.errors import DatasetError
 from fastsam3d.io import read_volume
+from fastsam3d.model.checkpoint import write_atomically
 from fastsam3d.train.pack import (
     NUM_DEEP_SEEDS,
     NUM_SUPER_DEEP_SEEDS,
@@ -48,6 +50,8 @@ class PackConfig:
         super_voxels: Supervoxel maps above this size are found at half resolution.
         margin_mm: Kept around the body.
         steps_per_noise: Intensity steps per noise standard deviation that are enough.
+        has_supervoxels: Find pseudo-objects in the images, for targets without labels; this is
+            nearly all of the time that packing takes.
     """
 
     target_mm: float = 1.2
@@ -58,11 +62,21 @@ class PackConfig:
     super_voxels: int = 150_000
     margin_mm: float = 6.0
     steps_per_noise: float = 1.5
+    has_supervoxels: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawCase:
-    """A case as read: arrays (I, J, K) with axes closest to RAS, and its manifest row."""
+    """A case as read.
+
+    Attributes:
+        row: What is known about it, as in the manifest: case, modality, body_part, license,
+            label_names, and optionally provenance (else the part of the case's name before a
+            double underscore).
+        spacing: In mm.
+        image: Intensities (I, J, K), axes closest to RAS, or None.
+        labels: Label map on the same grid, or None.
+    """
 
     row: dict[str, str]
     spacing: Spacing
@@ -93,18 +107,37 @@ def write_pack(
     Raises:
         DatasetError: The folder has no training case, or a case is unreadable.
     """
-    config = config or PackConfig()
     rows = [row for row in _manifest(data_dir) if row["split"] == "train"]
     rows = [row for row in rows if reason_to_exclude(row["case"]) is None][:limit]
     if not rows:
         raise DatasetError(f"No training case in {data_dir}; it needs manifest.csv and train/.")
+    raw_cases = (read_case(data_dir, row) for row in rows)
+    return pack_cases(raw_cases, out_dir / "train_pack.npz", config=config)
+
+
+def pack_cases(
+    raw_cases: Iterable[RawCase], path: Path, *, config: PackConfig | None = None
+) -> dict[str, Any]:
+    """Pack cases from anywhere; they are read one after the other.
+
+    Args:
+        raw_cases: The cases.
+        path: The ``.npz`` to write; its ``.json`` goes beside it.
+        config: Detail to keep.
+
+    Returns:
+        Counts and sizes.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+    """
+    config = config or PackConfig()
     arrays: dict[str, NDArray[Any]] = {}
     entries: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        raw = read_case(data_dir, row)
+    for number, raw in enumerate(raw_cases):
         entries.append(_pack_case(raw, number, arrays, config))
-        LOGGER.info("%d/%d %s", number + 1, len(rows), row["case"])
-    return _save(out_dir / "train_pack.npz", arrays, entries)
+        LOGGER.info("%d: %s", number + 1, raw.row["case"])
+    return _save(path, arrays, entries)
 
 
 def _save(path: Path, arrays: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -112,14 +145,14 @@ def _save(path: Path, arrays: dict[str, Any], entries: list[dict[str, Any]]) -> 
     np.savez(buffer, **arrays)
     content = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    write_atomically(path, content)
     index = {
         "format": PACK_FORMAT,
         "sha256": hashlib.sha256(content).hexdigest(),
         "cases": entries,
     }
     text = json.dumps(index, separators=(",", ":"))
-    path.with_suffix(".json").write_text(text, encoding="utf-8")
+    write_atomically(path.with_suffix(".json"), text.encode())
     kinds = {key.split("_")[0] for key in arrays}
     sizes = {
         kind: sum(a.nbytes for key, a in arrays.items() if key.split("_")[0] == kind)
@@ -172,7 +205,7 @@ def _pack_case(
     row = raw.row
     entry: dict[str, Any] = {
         "case": row["case"],
-        "source": row["case"].split("__")[0],
+        "source": row.get("provenance") or row["case"].split("__")[0],
         "modality": row["modality"],
         "body_part": row["body_part"],
         "licence": row["license"],
@@ -184,7 +217,10 @@ def _pack_case(
         codes = shrink.quantise(image, levels)
         arrays[f"image_{number}"], entry["image"] = encode_array(codes, predict=True)
         entry["levels"] = [round(float(v), 3) for v in levels]
-        entry["super"] = _pack_supervoxels(codes, image, raw.is_ct, spacing, number, arrays, config)
+        if config.has_supervoxels:
+            entry["super"] = _pack_supervoxels(
+                codes, image, raw.is_ct, spacing, number, arrays, config
+            )
     if labels is not None and labels.any():
         entry["label"] = _pack_labels(labels, spacing, f"label_{number}", arrays)
         entry["label"]["names"] = _label_names(row["label_names"])
