@@ -89,6 +89,8 @@ OPTIONS = {
         "--truth",
         "--zero-image",
     },
+    ("compare",): {"--json", "--shared"},
+    ("results-table",): {"--export", "--write"},
     ("predict-npz",): {"--device", "--force", "--model", "--npz-spacing"},
     ("models", "list"): {"--json"},
     ("models", "info"): {"--json"},
@@ -115,6 +117,8 @@ def test_commands_are_frozen() -> None:
         "bench",
         "finetune",
         "evaluate",
+        "compare",
+        "results-table",
         "predict-npz",
         "demo",
     ]

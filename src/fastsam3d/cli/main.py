@@ -37,6 +37,12 @@ COMMANDS: Final = (
     Command("bench", "fastsam3d.cli.bench:bench", "Time models: latency, FLOPs, memory."),
     Command("finetune", "fastsam3d.cli.finetune:finetune", "Fine-tune a model on your own cases."),
     Command("evaluate", "fastsam3d.cli.evaluate:evaluate", "Measure models on your own cases."),
+    Command("compare", "fastsam3d.cli.compare:compare", "Compare two evaluations, paired."),
+    Command(
+        "results-table",
+        "fastsam3d.cli.results_table:results_table",
+        "Write the README's table of results.",
+    ),
     Command(
         "predict-npz",
         "fastsam3d.cli.predict_npz:predict_npz",

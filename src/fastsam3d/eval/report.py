@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from fastsam3d.errors import DatasetError
 from fastsam3d.eval import report_page, report_plots
-from fastsam3d.eval.evaluation import CASES_FILE, RESULTS_FILE, RUN_FILE, SUMMARY_FILE
-from fastsam3d.eval.results import read_json_lines, read_rows
+from fastsam3d.eval.evaluation import CASES_FILE
+from fastsam3d.eval.outputs import read_output
+from fastsam3d.eval.results import read_json_lines
 from fastsam3d.eval.snapshot import load_snapshot, snapshot_name
-from fastsam3d.eval.summary import summary_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +38,8 @@ def write_report(output_dir: Path) -> Path:
         DatasetError: A file is missing or damaged.
         ConfigError: matplotlib or Jinja2 is not installed.
     """
-    rows = read_rows(output_dir / RESULTS_FILE)
-    summary = summary_from_json(read_json(output_dir / SUMMARY_FILE))
-    run = read_json(output_dir / RUN_FILE)
+    record, rows = read_output(output_dir)
+    run, summary = record.run, record.summary
     last = last_rows(rows)
     ranked = rank_targets(last)
     snapshots = _snapshots(output_dir / SNAPSHOT_FOLDER, ranked)
@@ -74,21 +71,6 @@ def write_report(output_dir: Path) -> Path:
     path = output_dir / REPORT_FILE
     _replace(path, page.encode())
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        DatasetError: The file is missing or holds something else.
-    """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"Could not read {path} ({error}); finish the evaluation.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path} does not hold a JSON object; finish the evaluation.")
-    return cast("dict[str, Any]", content)
 
 
 def last_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval.curves import FAILURE_DICE, NOC_CAP, WORSE_BY
+from fastsam3d.eval.outputs import model_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,12 +64,6 @@ class Column:
     head: str
     figure: str
     decimals: int = 2
-
-
-def model_name(run: dict[str, Any]) -> str:
-    """Return what was evaluated in a run, as ``run.json`` names it."""
-    options = run["options"]
-    return str(options["model"]) + (", no image" if options["zero_image"] else "")
 
 
 def render_page(context: dict[str, Any]) -> str:
@@ -266,8 +261,8 @@ def shown(of: Estimate | None, decimals: int = 2) -> str:
 
 
 def span(of: Estimate | None, decimals: int = 2) -> str:
-    """Return an interval as text; empty without one."""
-    if of is None or of.low is None or of.high is None:
+    """Return an interval as text; empty without one, or where no redraw changes anything."""
+    if of is None or of.low is None or of.high is None or of.low == of.high:
         return ""
     return f"{of.low:.{decimals}f}\u2013{of.high:.{decimals}f}"
 

@@ -119,9 +119,16 @@ def draw_distribution(last_dice: Mapping[str, Sequence[float]], palette: Palette
             (values < FAILURE_DICE, palette.bad),
         ):
             axes.scatter(
-                values[chosen], row + offsets[chosen], s=11, color=colour, alpha=0.75, linewidths=0
+                values[chosen],
+                row + offsets[chosen],
+                s=13,
+                color=colour,
+                alpha=0.8,
+                linewidths=0,
+                zorder=2,
             )
-        axes.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color=palette.ink, linewidth=1.6)
+        middle = [np.median(values)] * 2
+        axes.plot(middle, [row - 0.3, row + 0.3], color=palette.ink, linewidth=1.4, zorder=1.5)
     axes.axvline(FAILURE_DICE, color=palette.faint, linewidth=0.9, linestyle=(0, (4, 2)))
     axes.set_yticks(range(len(names)), [f"{name} ({len(last_dice[name])})" for name in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
@@ -157,7 +164,7 @@ def draw_overlay(snapshot: Snapshot, palette: Palette, *, height_in: float = 2.0
     axes = figure.subplots(1, 3, squeeze=False, width_ratios=[width for _, width in sizes])[0]
     for view, one in zip(snapshot.slices, axes, strict=True):
         _draw_slice(one, view)
-        one.set_title(view.plane, fontsize=7, color=palette.faint, pad=2)
+        one.set_title(view.plane, fontsize=9, color=palette.faint, pad=2)
     return figure
 
 

@@ -20,6 +20,7 @@ from fastsam3d.eval.curves import (
 )
 from fastsam3d.eval.metrics import challenge_nsd, trapezoid_area
 from fastsam3d.eval.statistics import (
+    INTERVAL_PERCENT,
     Estimate,
     Macro,
     Place,
@@ -64,6 +65,7 @@ class Summary:
         macro: Dice after each round.
         interval: 95 % bootstrap interval of each entry of `macro`, subjects redrawn within sources.
         by_source: Dice after each round per source.
+        interval_by_source: Their intervals.
         by_structure: The same per source and structure.
         overall: All figures over all targets.
         sources: All figures per source.
@@ -88,6 +90,7 @@ class Summary:
     macro: list[float]
     interval: list[tuple[float, float]]
     by_source: dict[str, list[float]]
+    interval_by_source: dict[str, list[tuple[float, float]]]
     by_structure: dict[str, dict[str, list[float]]]
     overall: Group
     sources: dict[str, Group]
@@ -128,13 +131,15 @@ def summarise(
     values = np.column_stack([dice, *named.values()])
     whole = macro_with_bootstrap(curves.places, values, seed=seed)
     num_rounds = len(curves.rounds)
-    spans = [estimate(m, d) for m, d in zip(whole.macro, whole.draws.T, strict=True)][:num_rounds]
     steps = np.diff(dice, axis=1)[curves.prompted[:, 1:]]
     return Summary(
         rounds=curves.rounds,
         macro=_floats(whole.macro[:num_rounds]),
-        interval=[(e.low or 0.0, e.high or 0.0) for e in spans],
+        interval=_intervals(whole.draws[:, :num_rounds]),
         by_source={s: _floats(m[:num_rounds]) for s, m in whole.by_source.items()},
+        interval_by_source={
+            s: _intervals(draws[:, :num_rounds]) for s, draws in whole.draws_by_source.items()
+        },
         by_structure={
             s: {name: _floats(m[:num_rounds]) for name, m in of.items()}
             for s, of in whole.by_structure.items()
@@ -181,7 +186,8 @@ def summary_from_json(content: dict[str, Any]) -> Summary:
         )
     given = {name: value for name, value in content.items() if name != "format"}
     try:
-        given["interval"] = [(low, high) for low, high in given["interval"]]
+        given["interval"] = _pairs(given["interval"])
+        given["interval_by_source"] = {s: _pairs(p) for s, p in given["interval_by_source"].items()}
         given["overall"] = _group_from_json(given["overall"])
         for name in ("sources", "groups"):
             given[name] = {key: _group_from_json(of) for key, of in given[name].items()}
@@ -344,6 +350,15 @@ def _group_from_json(content: dict[str, Any]) -> Group:
         num_subjects=content["num_subjects"],
         estimates=estimates,
     )
+
+
+def _pairs(content: list[list[float]]) -> list[tuple[float, float]]:
+    return [(low, high) for low, high in content]
+
+
+def _intervals(draws: Floats) -> list[tuple[float, float]]:
+    low, high = np.percentile(draws, INTERVAL_PERCENT, axis=0)
+    return list(zip(_floats(low), _floats(high), strict=True))
 
 
 def _floats(values: Floats) -> list[float]:
