@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
 BENCH_FORMAT = 1
 QUANTITIES = ("encode", "click", "end_to_end")
+CPU_QUANTITIES = tuple(f"{quantity}_cpu" for quantity in QUANTITIES)
 SESSION_QUANTITIES = ("session_first_click", "session_click")
+ALL_QUANTITIES = (*QUANTITIES, *CPU_QUANTITIES, *SESSION_QUANTITIES)
 DEFINITIONS = {
     "encode": "ROI on the device to its embedding, synchronised",
     "click": "one more click with all points so far and the logits before, to a mask of the ROI's "
     "size on the device, synchronised",
     "end_to_end": "ROI in host memory to the first click's mask in host memory",
+    "_cpu": "processor time of the same; it does not count waiting for a busy machine",
     "session_first_click": "whole session on a scan: cut, encode, decode, paste",
     "session_click": "whole session on a scan: a second click",
     "cold": "first pass in a fresh process with the model loaded",
@@ -215,9 +218,9 @@ def run_bench(
         for number in range(config.warmup + config.rounds):
             say(f"round {number + 1} of {config.warmup + config.rounds}")
             for worker, row in zip(workers, rows, strict=True):
-                times = _times(worker)
-                if number >= config.warmup:
-                    _keep(row, times)
+                for quantity, values in _samples(worker).items():
+                    if number >= config.warmup:
+                        row[quantity]["samples_ms"].extend(values)
         for worker, row in zip(workers, rows, strict=True):
             row.update(worker.ask("facts"))
     return {
@@ -242,7 +245,7 @@ def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str
     done: list[dict[str, Any]] = []
     for row in rows:
         new = dict(row)
-        for quantity in (*QUANTITIES, *SESSION_QUANTITIES):
+        for quantity in ALL_QUANTITIES:
             if quantity in row:
                 samples = row[quantity]["samples_ms"]
                 p50, p95 = (float(v) for v in np.percentile(samples, [50, 95]))
@@ -253,7 +256,7 @@ def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str
     for row in done:
         row["ratio"] = {
             quantity: base[quantity]["p50_ms"] / row[quantity]["p50_ms"]
-            for quantity in (*QUANTITIES, *SESSION_QUANTITIES)
+            for quantity in ALL_QUANTITIES
             if quantity in row and quantity in base
         }
     return done
@@ -266,7 +269,14 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
         result: What `run_bench` returned.
     """
     header = ["model", "weights", "encode ms", "click ms", "end to end ms", "cold ms"]
-    header += [f"x {result['reference']}", "GFLOP", "GFLOP/click", "M param", "peak MB"]
+    header += [
+        f"x {result['reference']}",
+        "x by CPU time",
+        "GFLOP",
+        "GFLOP/click",
+        "M param",
+        "peak MB",
+    ]
     rows = [header]
     for row in result["models"]:
         peak = row["peak_memory_bytes"]
@@ -277,6 +287,7 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
                 *(f"{row[q]['p50_ms']:.1f} ({row[q]['p95_ms']:.1f})" for q in QUANTITIES),
                 f"{row['end_to_end']['cold_ms']:.1f}",
                 f"{row['ratio']['end_to_end']:.2f}",
+                f"{row['ratio']['end_to_end_cpu']:.2f}" if "end_to_end_cpu" in row else "-",
                 f"{row['encode_flops'] / 1e9:.1f}",
                 f"{row['click_flops'] / 1e9:.2f}",
                 f"{row['parameters'] / 1e6:.1f}",
@@ -321,27 +332,18 @@ def write_bench(path: Path, result: dict[str, Any], facts: dict[str, Any]) -> No
 def _first_pass(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"first pass of {worker.label}")
     cold = worker.ask("cold")
-    times = cold["times"]
-    row: dict[str, Any] = {"name": worker.label, "peak_memory_bytes": cold["peak_memory_bytes"]}
-    firsts = {**times, "click": times["clicks"][0]}
-    for quantity in QUANTITIES:
-        row[quantity] = {"cold_ms": firsts[quantity], "samples_ms": []}
+    samples = dict(cold["samples"])
     if worker.has_session:
-        for quantity, value in worker.ask("session").items():
-            row[quantity] = {"cold_ms": value, "samples_ms": []}
+        samples.update(worker.ask("session"))
+    row: dict[str, Any] = {"name": worker.label, "peak_memory_bytes": cold["peak_memory_bytes"]}
+    for quantity, values in samples.items():
+        row[quantity] = {"cold_ms": values[0], "samples_ms": []}
     return row
 
 
-def _times(worker: Worker) -> dict[str, Any]:
-    times = worker.ask("pass")
-    return {**times, **worker.ask("session")} if worker.has_session else times
-
-
-def _keep(row: dict[str, Any], times: dict[str, Any]) -> None:
-    row["click"]["samples_ms"].extend(times["clicks"])
-    for quantity in ("encode", "end_to_end", *SESSION_QUANTITIES):
-        if quantity in times:
-            row[quantity]["samples_ms"].append(times[quantity])
+def _samples(worker: Worker) -> dict[str, list[float]]:
+    samples = worker.ask("pass")
+    return {**samples, **worker.ask("session")} if worker.has_session else samples
 
 
 def _say_nothing(_: str) -> None:

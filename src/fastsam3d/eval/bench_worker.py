@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast
 
@@ -61,20 +61,11 @@ class WorkerSpec:
     point: tuple[int, int, int] = (0, 0, 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassTimes:
-    """Milliseconds of one pass over one ROI, the device synchronised before every reading.
-
-    Attributes:
-        encode: ROI on the device to its embedding.
-        clicks: Further clicks, each with all points so far and the logits before: prompts to the
-            mask at the ROI's resolution, on the device.
-        end_to_end: ROI in host memory to the mask of the first click in host memory.
-    """
-
-    encode: float
-    clicks: tuple[float, ...]
-    end_to_end: float
+Samples = dict[str, list[float]]
+"""Milliseconds per quantity: ``encode`` (ROI on the device to its embedding), ``click`` (one more
+click with all points so far and the logits before, to the mask at the ROI's resolution on the
+device) and ``end_to_end`` (ROI in host memory to the first click's mask in host memory); on a CPU
+also the processor time of each, with ``_cpu`` appended."""
 
 
 class Contender(Protocol):
@@ -160,23 +151,23 @@ class Bench:
         self._points = (size // 2 + steps)[None, :, None].expand(1, -1, 3).contiguous()
         self._labels = torch.ones(1, CLICKS_PER_PASS + 1, device=self.device)
 
-    def run_pass(self) -> PassTimes:
+    def run_pass(self) -> Samples:
         """Encode one ROI, answer a first click and `CLICKS_PER_PASS` more."""
-        clicks: list[float] = []
+        samples: Samples = {}
         with torch.inference_mode(), self._autocast():
             begin = self._now()
             image = self._image.to(self.device)
             copied = self._now()
             embedding = self.contender.encode(image)
-            encoded = self._now()
+            self._keep(samples, "encode", copied)
             logits, mask = self._click(embedding, 1, None)
             mask.cpu()
-            end = self._now()
+            self._keep(samples, "end_to_end", begin)
             for count in range(2, CLICKS_PER_PASS + 2):
                 start = self._now()
                 logits, _ = self._click(embedding, count, logits)
-                clicks.append(self._now() - start)
-        return PassTimes(encode=encoded - copied, clicks=tuple(clicks), end_to_end=end - begin)
+                self._keep(samples, "click", start)
+        return samples
 
     def facts(self) -> dict[str, Any]:
         """Return parameters and FLOPs (two per multiply-add) of encoder and of one click."""
@@ -201,12 +192,12 @@ class Bench:
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         before = 0 if is_cuda else _restart_peak_rss()
-        times = self.run_pass()
+        samples = self.run_pass()
         if is_cuda:
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = None if before is None else max(0, _status_bytes("VmHWM") - before)
-        return {"times": asdict(times), "peak_memory_bytes": peak}
+        return {"samples": samples, "peak_memory_bytes": peak}
 
     def _click(self, embedding: Any, count: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
         points, labels = self._points[:, :count], self._labels[:, :count]
@@ -222,10 +213,18 @@ class Bench:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _now(self) -> float:
+    def _now(self) -> tuple[float, float]:
+        """Return wall and processor time in ms, with the device idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return 1e3 * time.perf_counter()
+        return 1e3 * time.perf_counter(), 1e3 * time.process_time()
+
+    def _keep(self, samples: Samples, quantity: str, since: tuple[float, float]) -> None:
+        wall, cpu = (now - then for now, then in zip(self._now(), since, strict=True))
+        samples.setdefault(quantity, []).append(wall)
+        if self.device.type == "cpu":
+            # Waiting for a busy machine costs no processor time, which makes ratios steadier.
+            samples.setdefault(f"{quantity}_cpu", []).append(cpu)
 
 
 def phantom_roi(size: int) -> Tensor:
@@ -239,7 +238,7 @@ def phantom_roi(size: int) -> Tensor:
     return 0.3 * noise + 2.0 * (distance < 0.2 * size)
 
 
-def time_session(spec: WorkerSpec) -> Iterator[dict[str, float]]:
+def time_session(spec: WorkerSpec) -> Iterator[Samples]:
     """Yield times of a whole session on a scan, in ms: set the volume, click, click again.
 
     Raises:
@@ -286,7 +285,7 @@ def _actions(spec: WorkerSpec, contender: Contender) -> dict[str, Callable[[], d
     session = time_session(spec)
     return {
         "cold": bench.cold,
-        "pass": lambda: asdict(bench.run_pass()),
+        "pass": bench.run_pass,
         "facts": bench.facts,
         "session": lambda: next(session),
     }
@@ -353,7 +352,8 @@ def main() -> int:
     # Published code prints while it runs: only replies may reach the parent's pipe.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(spec, sys.stdin, replies)
+    with contextlib.suppress(BrokenPipeError):  # the parent was stopped
+        serve(spec, sys.stdin, replies)
     return 0
 
 
