@@ -17,11 +17,14 @@ from fastsam3d.eval.bench_worker import (
     WorkerSpec,
     phantom_roi,
     serve,
+    time_session,
 )
+from fastsam3d.io import write_volume
 from fastsam3d.model.checkpoint import save_checkpoint
 from fastsam3d.model.registry import build_model
 from tests.cli.weights import write_toy_weights
 from tests.model.tiny import TINY_TEACHER, tiny_card
+from tests.session.phantoms import ball_volume
 
 
 @pytest.fixture
@@ -173,3 +176,12 @@ def test_a_run_writes_every_time_and_where_it_came_from(toy: Path) -> None:
     assert row["ratio"]["end_to_end"] == 1.0
     assert set(bench.QUANTITIES) <= set(content["definitions"]) & set(row)
     assert len(bench.cost_table(content)[1]) == len(bench.cost_table(content)[0])
+
+
+def test_a_session_is_timed_on_a_scan_anew_each_time(toy: Path) -> None:
+    scan = toy.with_name("scan.nii.gz")
+    write_volume(ball_volume(shape=(24, 24, 24), centre_mm=(12, 12, 12), radius_mm=5), scan)
+    times = time_session(WorkerSpec(name=str(toy), image=str(scan), point=(12, 12, 12)))
+    for samples in (next(times), next(times)):
+        assert samples.keys() == set(bench.SESSION_QUANTITIES)
+        assert min(min(values) for values in samples.values()) > 0

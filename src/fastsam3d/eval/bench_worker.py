@@ -259,8 +259,8 @@ def time_session(spec: WorkerSpec) -> Iterator[Samples]:
         session.add_point((min(i + 2, volume.shape[0] - 1), j, k))
         second = time.perf_counter()
         yield {
-            "session_first_click": 1e3 * (first - begin),
-            "session_click": 1e3 * (second - first),
+            "session_first_click": [1e3 * (first - begin)],
+            "session_click": [1e3 * (second - first)],
         }
 
 
