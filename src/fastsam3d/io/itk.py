@@ -19,6 +19,7 @@ from fastsam3d.io.streams import GZIP_MAGIC, check_announced, check_gzip
 from fastsam3d.volume import Geometry, SourceHeader, Volume
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -82,13 +83,45 @@ def write_itk(
     Raises:
         VolumeWriteError: SimpleITK could not write.
     """
+    _write_image(path, sitk.GetImageFromArray(np.ascontiguousarray(array.T)), geometry, source)
+
+
+def write_itk_layers(
+    path: Path,
+    layers: Sequence[NDArray[Any]],
+    geometry: Geometry,
+    source: SourceHeader | None,
+    fields: Mapping[str, str],
+) -> None:
+    """Write label maps as components of one compressed NRRD file with fields of one's own.
+
+    Args:
+        path: File to write.
+        layers: Data of shape (I, J, K), all of one dtype.
+        geometry: Grid of the data.
+        source: As `write_itk`.
+        fields: Key-value pairs of the header.
+
+    Raises:
+        VolumeWriteError: SimpleITK could not write.
+    """
+    stacked = layers[0].T if len(layers) == 1 else np.stack([layer.T for layer in layers], axis=-1)
+    image: Any = sitk.GetImageFromArray(np.ascontiguousarray(stacked), isVector=len(layers) > 1)
+    for key, value in fields.items():
+        image.SetMetaData(key, value)
+    if len(layers) > 1:
+        # ITK counts axes from the first spatial one; Slicer takes "vector" for directions.
+        image.SetMetaData("NRRD_kinds[-1]", "list")
+    _write_image(path, image, geometry, source)
+
+
+def _write_image(path: Path, image: Any, geometry: Geometry, source: SourceHeader | None) -> None:
     _, spacing, origin, direction = geometry.to_itk()
     if source is not None and isinstance(source.payload, tuple):
         kept = source.payload
         if Geometry.from_itk(geometry.shape, kept[:3], kept[3:6], kept[6:]) == geometry:
             spacing, origin, direction = kept[:3], kept[3:6], kept[6:]
     try:
-        image: Any = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
         image.SetSpacing(spacing)
         image.SetOrigin(origin)
         image.SetDirection(direction)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastsam3d.errors import VolumeWriteError
+from fastsam3d.io.atomic import staged
 from fastsam3d.io.nifti import WRITABLE_DTYPES, write_nifti
 
 if TYPE_CHECKING:
@@ -87,17 +87,8 @@ def _write(
             "convert to float32 or an integer type."
         )
         raise VolumeWriteError(message)
-    try:
-        # A folder beside the target: same file system, and pairs keep their own names in it.
-        with tempfile.TemporaryDirectory(prefix=".fastsam3d-", dir=target.parent) as scratch:
-            _encode(Path(scratch) / target.name, array, geometry, source)
-            # Data files of pairs first, so that a header never waits for its data.
-            for made in sorted(Path(scratch).iterdir(), key=lambda file: file.name == target.name):
-                made.replace(target.parent / made.name)
-    except (OSError, VolumeWriteError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else error
-        message = f"Cannot write {target.name!r}: {reason}; check the folder's rights and space."
-        raise VolumeWriteError(message) from error
+    with staged(target) as path_to_write:
+        _encode(path_to_write, array, geometry, source)
 
 
 def _encode(
