@@ -139,7 +139,7 @@ def test_uniform_clicks_fall_on_every_mistake_and_have_its_sign() -> None:
     assert next_click(truth, truth, ONE_MM, placement="uniform", rng=rng) is None
 
 
-def _published_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, ...], bool]:
+def published_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, ...], bool]:
     """The challenge's rule, step by step on arrays (D, H, W), with the libraries it names."""
     cc3d = pytest.importorskip("cc3d")
     ndimage = pytest.importorskip("scipy.ndimage")
@@ -168,7 +168,7 @@ def test_the_challenge_click_is_that_of_the_published_rule(seed: int, share: flo
     mask = rng.random((7, 9, 8)) < share / 2
     click = challenge_click(mask.transpose(), truth.transpose())
     assert click is not None
-    assert (click.position[::-1], click.positive) == _published_click(mask, truth)
+    assert (click.position[::-1], click.positive) == published_click(mask, truth)
 
 
 def test_the_challenge_click_joins_missed_and_spilled_voxels_that_touch() -> None:
