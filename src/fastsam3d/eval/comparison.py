@@ -33,7 +33,6 @@ _FREE_OPTIONS = frozenset(
         *("protocol", "protocol.min_voxels", "protocol.max_targets"),
     }
 )
-_SKIPPED_FIGURES = ("nsd_1mm@", "hd95_mm@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ def compare_rows(
             "evaluate with the same number of clicks."
         )
     found = [figures(one) for one in curves]
-    chosen = [name for name in found[0] if not name.startswith(_SKIPPED_FIGURES)]
+    chosen = list(found[0])
     a, b = (np.column_stack([of[name] for name in chosen]) for of in found)
     both = np.isfinite(a) & np.isfinite(b)
     a, b = np.where(both, a, np.nan), np.where(both, b, np.nan)

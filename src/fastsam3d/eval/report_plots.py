@@ -7,6 +7,7 @@ replaces by the style variables of the page, so that one drawing serves light an
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -206,10 +207,11 @@ def to_svg(figure: Any, name: str) -> str:
     """
     stream = io.StringIO()
     matplotlib = _matplotlib("matplotlib")
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "fastsam3d", "svg.fonttype": "path"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     for field in fields(THEMED):
         text = text.replace(getattr(THEMED, field.name), f"var(--{field.name})")
     return text

@@ -8,6 +8,7 @@ the format is Python's, or ``share`` for ".71".
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 START_MARK = "<!-- results:start -->"
 END_MARK = "<!-- results:end -->"
+MISSING = "-"
 _PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+):([^{}]+)\}\}")
 _KEYS = {"before": list, "columns": list, "runs": list, "after": list}
 
@@ -56,19 +58,24 @@ def render_results(config_path: Path) -> str:
     """
     config = _read_config(config_path)
     folder = config_path.parent
-    columns = [(str(head), str(figure)) for head, figure in config["columns"]]
     runs = [_shown_run(given, config_path) for given in config["runs"]]
-    lines = [
-        "| | " + " | ".join(head for head, _ in columns) + " |",
-        "|---" * len(columns) + "|---|",
+    records = [(shown, read_export(folder / shown.file)) for shown in runs]
+    # A figure that no run has needs no column.
+    columns = [
+        (str(head), str(figure))
+        for head, figure in config["columns"]
+        if any(_cell(record.summary.overall, str(figure)) != MISSING for _, record in records)
     ]
-    for shown in runs:
-        lines += _rows(shown, read_export(folder / shown.file), [figure for _, figure in columns])
+    heads = " | ".join(head for head, _ in columns)
+    lines = [f"| | {heads} |", "|---" * (len(columns) + 1) + "|"]
+    for shown, record in records:
+        lines += _rows(shown, record, [figure for _, figure in columns])
     before, after = (
-        [_fill(paragraph, folder) for paragraph in config[part]] for part in ("before", "after")
+        [_wrapped(_fill(paragraph, folder)) for paragraph in config[part]]
+        for part in ("before", "after")
     )
     files = ", ".join(f"`{folder.name}/{shown.file}`" for shown in runs)
-    listed = f"Files: {files}; command, commit, device and date are in each."
+    listed = _wrapped(f"Files: {files}; command, commit, device and date are in each.")
     return "\n\n".join([*before, "\n".join(lines), *after, listed])
 
 
@@ -136,10 +143,10 @@ def _cell(group: Group, figure: str) -> str:
     key, _, part = figure.partition(":")
     found = group.estimates.get(key)
     if found is None or found.value is None or found.low is None or found.high is None:
-        return "-"
+        return MISSING
     if part == "interval":
         low, high = _written(key, found.low), _written(key, found.high)
-        return "-" if found.low == found.high else f"{low} to {high}"
+        return MISSING if found.low == found.high else f"{low} to {high}"
     return _written(key, found.value)
 
 
@@ -159,6 +166,10 @@ def _fill(paragraph: str, folder: Path) -> str:
             raise DatasetError(f"{match.group()} cannot be filled in ({error!r}).") from error
 
     return _PLACEHOLDER.sub(number, paragraph)
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _index(held: Any, key: str) -> str | int:
