@@ -189,7 +189,9 @@ def test_targets_are_the_members_and_weigh_only_within_the_limits(drawn: DrawnBa
     mode = torch.full_like(drawn.mode, MODE_NESTED)
     mode[1::2] = MODE_LABEL
     first_id = torch.tensor([0, 0, 1, 1, 2, 3])
-    drawn = replace(drawn, parent_of_id=parents, mode=mode, first_id=first_id)
+    values = drawn.value_of_id.clone()
+    values[:, 3] = values[:, 1]  # two objects of one label
+    drawn = replace(drawn, parent_of_id=parents, value_of_id=values, mode=mode, first_id=first_id)
     outcomes: set[str] = set()
     shape = (config.batch_size, side // 4, side // 4, side // 4)
     kinds = torch.tensor([0, 1, 2, 3, REGION_ID0, REGION_ID0 + 1, *range(100, NUM_IDS, 9)])
