@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from fastsam3d.errors import CheckpointError, ConfigError
-from fastsam3d.model.config import HighResConfig, ModelConfig, PatchEncoderConfig
+from fastsam3d.model.config import DENSE, HighResConfig, ModelConfig, PatchEncoderConfig
 
 Quantisation = Literal["none", "int8"]
 Normalisation = Literal["roi_percentile_zscore", "foreground_zscore"]
@@ -158,6 +158,8 @@ def read_card(weights_path: Path) -> WeightsCard:
 
 def _architecture(data: object) -> ModelConfig:
     names = {item.name for item in fields(ModelConfig)}
+    if isinstance(data, dict):  # cards from before there was a choice know one kind of attention
+        data = {"attention": DENSE, **cast("dict[str, object]", data)}
     entries = _entries(data, "architecture", names)
     _entries(entries["patch"], "architecture.patch", {f.name for f in fields(PatchEncoderConfig)})
     _entries(entries["highres"], "architecture.highres", {f.name for f in fields(HighResConfig)})

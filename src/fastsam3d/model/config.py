@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from fastsam3d.errors import ConfigError
+from fastsam3d.model.sparse_attention_pattern import SparsePattern
 
 Family = Literal["sam_med3d", "hr"]
 AttentionPath = Literal["fast", "reference"]
+DENSE = "dense"
 _T = TypeVar("_T")
 
 
@@ -70,6 +72,9 @@ class ModelConfig:
         num_heads: Attention heads of the trunk.
         mlp_ratio: Hidden width of the feed-forward parts over `embed_dim`.
         out_dim: Channels of the image embedding and width of prompt encoder and mask decoder.
+        attention: ``dense``, or the pattern by which image tokens attend to each other, see
+            `SparsePattern.parse`; every second block takes the pattern's shifted form. The
+            official relative-position tables belong to dense attention and are absent otherwise.
         patch: Options of the ``sam_med3d`` family.
         highres: Options of the ``hr`` family.
     """
@@ -83,6 +88,7 @@ class ModelConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     out_dim: int = 384
+    attention: str = DENSE
     patch: PatchEncoderConfig = field(default_factory=PatchEncoderConfig)
     highres: HighResConfig = field(default_factory=HighResConfig)
 
@@ -110,6 +116,7 @@ class ModelConfig:
                 f"{self.patch_size}; change one of them."
             )
             raise ConfigError(msg)
+        SparsePattern.parse(self.attention)
         if self.family == "sam_med3d":
             self._check_official_limits()
 
@@ -120,7 +127,7 @@ class ModelConfig:
                 f"out_dim must be a multiple of 48, got {self.out_dim}; choose 48, 96, ... or 384."
             )
             raise ConfigError(msg)
-        if 0 < self.patch.window_size < self.grid_size:
+        if self.attention == DENSE and 0 < self.patch.window_size < self.grid_size:
             msg = (
                 f"window_size must be 0 or at least the {self.grid_size} tokens per axis, "
                 f"got {self.patch.window_size}; windows that split the grid are not supported."

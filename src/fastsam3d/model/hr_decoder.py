@@ -26,6 +26,7 @@ from fastsam3d.model.hr_layers import (
     double_resolution,
     grid_norm,
 )
+from fastsam3d.model.sparse_attention import choose_attention
 
 NUM_MASKS = 4  # one for a settled prompt, three candidates for an ambiguous first click
 NUM_MAPS = 6  # positive and negative clicks at two radii, previous mask, box
@@ -197,7 +198,7 @@ class HighResDecoder(nn.Module):
         self.output_tokens = nn.Embedding(1 + NUM_MASKS, dim)  # quality, then masks
         layers = [TwoWayLayer(dim) for _ in range(highres.num_decoder_layers)]
         self.layers = nn.ModuleList(layers)
-        self.mix = TrunkBlock(dim, DECODER_HEADS, 2.0)
+        self.mix = TrunkBlock(dim, DECODER_HEADS, 2.0, choose_attention(config, 0))
         self.up8, self.res8 = Upsample(dim, deep), ResidualConv(deep)
         self.up4, self.res4 = Upsample(deep, mid), ResidualConv(mid)
         self.norm4 = grid_norm(mid, local=True)

@@ -64,13 +64,7 @@ class PyramidEncoder(nn.Module):
         self.down8 = Downsample(quarter, eighth)
         self.res8 = nn.Sequential(ResidualConv(eighth), ResidualConv(eighth))
         self.down16 = Downsample(eighth, config.embed_dim)
-        self.trunk = Trunk(
-            config.grid_size,
-            config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            ratio=config.mlp_ratio,
-        )
+        self.trunk = Trunk(config)
         self.norm = nn.LayerNorm(config.embed_dim)
         self.neck = nn.Linear(config.embed_dim, config.out_dim)
         # Skip projections depend on the image only, so they run once per ROI, not once per click.

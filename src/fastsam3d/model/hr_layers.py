@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.sparse_attention import Attend, choose_attention
+
 NORM_GROUPS = 8
 ROPE_THETA = 100.0
 
@@ -101,10 +104,15 @@ def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
 
 
 class TrunkBlock(nn.Module):
-    """Pre-norm transformer block with query-key norm, rotary positions and LayerScale."""
+    """Pre-norm transformer block with query-key norm, rotary positions and LayerScale.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    Attributes:
+        attend: How values are mixed over the tokens, see `choose_attention`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, attend: Attend) -> None:
         super().__init__()
+        self.attend = attend
         self.num_heads = num_heads
         head_dim = dim // num_heads
         self.norm1 = nn.LayerNorm(dim)
@@ -129,7 +137,7 @@ class TrunkBlock(nn.Module):
         q_BHTD, k_BHTD, v_BHTD = qkv.unbind(0)
         q_BHTD = rotate(self.q_norm(q_BHTD), cos_TD, sin_TD).to(v_BHTD.dtype)
         k_BHTD = rotate(self.k_norm(k_BHTD), cos_TD, sin_TD).to(v_BHTD.dtype)
-        out = functional.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD)
+        out = self.attend(q_BHTD, k_BHTD, v_BHTD)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
 
 
@@ -139,13 +147,15 @@ class Trunk(nn.Module):
     rope_cos: Tensor
     rope_sin: Tensor
 
-    def __init__(
-        self, grid_size: int, dim: int, *, depth: int, num_heads: int, ratio: float
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        grid_size, dim, heads = config.grid_size, config.embed_dim, config.num_heads
         self.position = nn.Parameter(0.02 * torch.randn(1, grid_size**3, dim))
-        self.blocks = nn.ModuleList(TrunkBlock(dim, num_heads, ratio) for _ in range(depth))
-        angles = axial_rope(grid_size, dim // num_heads)
+        self.blocks = nn.ModuleList(
+            TrunkBlock(dim, heads, config.mlp_ratio, choose_attention(config, index))
+            for index in range(config.depth)
+        )
+        angles = axial_rope(grid_size, dim // heads)
         # Tables follow from the config, so they stay out of the weights.
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)

@@ -16,12 +16,31 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.config import DENSE, ModelConfig
 from fastsam3d.model.layers import ChannelNorm3d, FeedForward
+from fastsam3d.model.sparse_attention import choose_attention
 from fastsam3d.model.window_attention import WindowAttention
 
 # The official encoders differ here from torch's default of 1e-5, and trained weights notice.
 _NORM_EPS = 1e-6
+
+
+class PatternAttention(nn.Module):
+    """Multi-head self-attention by a sparse pattern; projections as in `WindowAttention`."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.attend = choose_attention(config, index)
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BIJKC: Tensor) -> Tensor:
+        """Mix the tokens of the model's grid; same shape."""
+        qkv = self.qkv(x_BIJKC).flatten(1, 3).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(x_BIJKC.shape))
 
 
 class EncoderBlock(nn.Module):
@@ -33,14 +52,8 @@ class EncoderBlock(nn.Module):
         self.residual_after_norm = patch.residual_after_norm
         self.has_attention = index >= patch.num_attention_free_blocks
         if self.has_attention:
-            is_global = patch.window_size == 0 or index in patch.global_blocks
             self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
-            self.attn = WindowAttention(
-                dim,
-                num_heads=config.num_heads,
-                extent=config.grid_size if is_global else patch.window_size,
-                path=patch.attention,
-            )
+            self.attn = _attention(config, index)
         self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.mlp = FeedForward(dim, int(dim * config.mlp_ratio))
 
@@ -52,6 +65,19 @@ class EncoderBlock(nn.Module):
         # FastSAM3D adds the feed-forward part to the *normalised* stream; SAM-Med3D to the stream.
         stream = normed if self.residual_after_norm else x_BIJKC
         return stream + self.mlp(normed)
+
+
+def _attention(config: ModelConfig, index: int) -> nn.Module:
+    if config.attention != DENSE:
+        return PatternAttention(config, index)
+    patch = config.patch
+    is_global = patch.window_size == 0 or index in patch.global_blocks
+    return WindowAttention(
+        config.embed_dim,
+        num_heads=config.num_heads,
+        extent=config.grid_size if is_global else patch.window_size,
+        path=patch.attention,
+    )
 
 
 class PatchEmbed3D(nn.Module):

@@ -14,20 +14,26 @@ Shape legend: B batch, H heads, D x H x W grid with T tokens, C head dim, G posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.model import sparse_attention_groups as groups
+from fastsam3d.model.config import DENSE, ModelConfig
 from fastsam3d.model.sparse_attention_groups import BranchTask
 from fastsam3d.model.sparse_attention_pattern import AxisTiling, Grid, SparsePattern, Tiling
 
+# Mixes values over all tokens of a grid: (q, k, v), each (B, H, T, C), to (B, H, T, C).
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Path = Literal["auto", "reference", "sdpa", "triton"]
+_HAS_TRITON = find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_MAX_CHANNELS = 128
 # One branch of large groups needs no mixing: torch's dense kernels serve it best.
@@ -93,24 +99,40 @@ def sparse_attention(
     return _BranchMix.apply(q, k, v, chosen, tilings, scale, *biases)
 
 
+def choose_attention(config: ModelConfig, index: int) -> Attend:
+    """Return the attention among image tokens of one block.
+
+    Args:
+        config: The model; its `attention` names the pattern, its grid is a cube.
+        index: Number of the block. Odd blocks take the pattern's shifted form, so that information
+            crosses the borders of nested segments.
+    """
+    if config.attention == DENSE:
+        return functional.scaled_dot_product_attention
+    pattern = SparsePattern.parse(config.attention)
+    if index % 2:
+        pattern = pattern.shifted()
+    return partial(sparse_attention, grid=(config.grid_size,) * 3, pattern=pattern)
+
+
 def _attend_reference(
     q: Tensor, k: Tensor, v: Tensor, grid: Grid, pattern: SparsePattern, bias: RelativeBias | None
 ) -> Tensor:
     """Attend with all T x T scores: a key's weight is multiplied by the branches that hold it."""
-    axes = [torch.arange(size, device=q.device) for size in grid]
-    place_T3 = torch.cartesian_prod(*axes).view(-1, 3)
+    size_3 = torch.tensor(grid, device=q.device)
+    place_T3 = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in grid))
     count_TT = q.new_zeros(len(place_T3), len(place_T3))
     for branch in pattern.branches:
-        place, side = place_T3 + place_T3.new_tensor(branch.shift), place_T3.new_tensor(branch.segment)
-        side = torch.where(side == 0, place_T3.new_tensor(grid) + 1, side)
-        label_T6 = torch.cat((place // side, place % place.new_tensor(branch.dilation)), 1)
+        side, step, shift = (size_3.new_tensor(x) for x in astuple(branch))
+        moved = place_T3 + shift
+        segment_T3, residue_T3 = moved // torch.where(side == 0, size_3, side), moved % step
+        label_T6 = torch.cat((segment_T3, residue_T3), 1)
         count_TT += (label_T6[:, None] == label_T6).all(-1)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + count_TT.log()
-    if bias is not None:
-        offset_TT3 = place_T3 - place_T3[:, None]
-        for axis, table in enumerate(bias):
-            middle, furthest = table.shape[1] // 2, grid[axis] - 1
-            scores = scores + table[:, offset_TT3[..., axis].clamp(-middle, middle) + middle]
+    for axis, table in enumerate(bias or ()):
+        middle = table.shape[1] // 2
+        offset_TT = place_T3[:, axis] - place_T3[:, axis, None]
+        scores = scores + table[:, offset_TT.clamp(-middle, middle) + middle]
     return scores.softmax(-1) @ v
 
 
@@ -153,14 +175,9 @@ def _engine(path: Path) -> Any:
     return sparse_attention_kernel
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def _choose_path(q: Tensor, tasks: Sequence[BranchTask]) -> Path:
     fits = q.dtype in _TRITON_DTYPES and q.shape[-1] <= _TRITON_MAX_CHANNELS
-    if not (q.is_cuda and fits and _has_triton()):
+    if not (q.is_cuda and fits and _HAS_TRITON):
         return "sdpa"
     is_lone = len(tasks) == 1 and tasks[0].tiling.group_size > _TRITON_MAX_LONE_GROUP
     return "sdpa" if is_lone else "triton"

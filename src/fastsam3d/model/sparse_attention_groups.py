@@ -95,11 +95,11 @@ def backward(
         grouped = [to_groups(x, task.tiling) for x in (grad, *saved[:4])]
         closed = to_groups(total[..., None], task.tiling, fill=_CLOSED)[..., 0]
         mask = _score_mask(task, q)
-        for sum_, part in zip(sums, _attend_back(grouped, closed, mask, scale), strict=True):
-            sum_ += from_groups(part, task.tiling, q.shape[0])
+        for whole, part in zip(sums, _attend_back(grouped, closed, mask, scale), strict=True):
+            whole.add_(from_groups(part, task.tiling, q.shape[0]))
         wanted = task.bias_HGG is not None and task.bias_HGG.requires_grad
         bias_grads.append(_bias_grad(grouped, closed, mask, scale) if wanted else None)
-    dq, dk, dv = (sum_.to(q.dtype) for sum_ in sums)
+    dq, dk, dv = (whole.to(q.dtype) for whole in sums)
     return dq, dk, dv, bias_grads
 
 

@@ -46,6 +46,13 @@ def _load_tokens(index_ptr, slots):
 
 
 @triton.jit
+def _load_rows(ptr, tokens, stride, real, C: tl.constexpr, CP: tl.constexpr):
+    """Return one row of channels per token, zeros where there is none."""
+    d = tl.arange(0, CP)[None, :]
+    return tl.load(ptr + tokens[:, None] * stride + d, mask=real[:, None] & (d < C), other=0.0)
+
+
+@triton.jit
 def _scores(q, k, real_k, bias_ptr, rows, cols, G, scale, HAS_BIAS: tl.constexpr):
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
     if HAS_BIAS:
@@ -74,11 +81,11 @@ def _forward(
 ):  # fmt: skip
     tiles = P // TILE
     group = tl.program_id(0) // tiles
-    b = tl.program_id(1) // H
+    b = (tl.program_id(1) // H).to(tl.int64)
     h = tl.program_id(1) % H
-    q_ptr += b.to(tl.int64) * q_b + h * q_h
-    k_ptr += b.to(tl.int64) * k_b + h * k_h
-    v_ptr += b.to(tl.int64) * v_b + h * v_h
+    q_ptr += b * q_b + h * q_h
+    k_ptr += b * k_b + h * k_h
+    v_ptr += b * v_b + h * v_h
     index_ptr += group * P
     bias_ptr += h * G * G
     d = tl.arange(0, CP)
@@ -86,16 +93,15 @@ def _forward(
     rows = (tl.program_id(0) % tiles) * TILE + slots
     here, real = _load_tokens(index_ptr, rows)
     mask = real[:, None] & (d < C)[None, :]
-    q = tl.load(q_ptr + here[:, None] * q_t + d[None, :], mask=mask, other=0.0)
+    q = _load_rows(q_ptr, here, q_t, real, C, CP)
     top = tl.full([TILE], LOWEST, tl.float32)
     norm = tl.zeros([TILE], tl.float32)
     mixed = tl.zeros([TILE, CP], tl.float32)
     for start in range(0, P, TILE):
         cols = start + slots
         there, real_k = _load_tokens(index_ptr, cols)
-        mask_k = real_k[:, None] & (d < C)[None, :]
-        k = tl.load(k_ptr + there[:, None] * k_t + d[None, :], mask=mask_k, other=0.0)
-        v = tl.load(v_ptr + there[:, None] * v_t + d[None, :], mask=mask_k, other=0.0)
+        k = _load_rows(k_ptr, there, k_t, real_k, C, CP)
+        v = _load_rows(v_ptr, there, v_t, real_k, C, CP)
         s = _scores(q, k, real_k, bias_ptr, rows, cols, G, scale, HAS_BIAS)
         higher = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
@@ -105,7 +111,7 @@ def _forward(
         top = higher
     total = top + tl.log2(norm)
     mixed = mixed / norm[:, None]
-    row = (b.to(tl.int64) * T + here) * H + h
+    row = (b * T + here) * H + h
     # Before the first branch nothing is there: no weight, value zero.
     is_there = is_first == 0
     before = tl.load(total_ptr + row, mask=real & is_there, other=LOWEST)
@@ -150,36 +156,34 @@ def _backward(
 ):  # fmt: skip
     tiles = P // TILE
     group = tl.program_id(0) // tiles
-    b = tl.program_id(1) // H
+    b = (tl.program_id(1) // H).to(tl.int64)
     h = tl.program_id(1) % H
-    q_ptr += b.to(tl.int64) * q_b + h * q_h
-    k_ptr += b.to(tl.int64) * k_b + h * k_h
-    v_ptr += b.to(tl.int64) * v_b + h * v_h
+    q_ptr += b * q_b + h * q_h
+    k_ptr += b * k_b + h * k_h
+    v_ptr += b * v_b + h * v_h
     index_ptr += group * P
     bias_ptr += h * G * G
     dbias_ptr += h * G * G
     d = tl.arange(0, CP)
-    in_c = (d < C)[None, :]
     slots = tl.arange(0, TILE)
     mine = (tl.program_id(0) % tiles) * TILE + slots
     here, real = _load_tokens(index_ptr, mine)
-    mask = real[:, None] & in_c
-    row = (b.to(tl.int64) * T + here) * H + h
+    mask = real[:, None] & (d < C)[None, :]
+    row = (b * T + here) * H + h
     at_row = row[:, None] * C + d[None, :]
 
     # This tile as keys: gather from all queries of the group.
-    k = tl.load(k_ptr + here[:, None] * k_t + d[None, :], mask=mask, other=0.0)
-    v = tl.load(v_ptr + here[:, None] * v_t + d[None, :], mask=mask, other=0.0)
+    k = _load_rows(k_ptr, here, k_t, real, C, CP)
+    v = _load_rows(v_ptr, here, v_t, real, C, CP)
     dk = tl.zeros([TILE, CP], tl.float32)
     dv = tl.zeros([TILE, CP], tl.float32)
     dq = tl.zeros([TILE, CP], tl.float32)
     for start in range(0, P, TILE):
         theirs = start + slots
         there, real_q = _load_tokens(index_ptr, theirs)
-        mask_q = real_q[:, None] & in_c
-        row_q = (b.to(tl.int64) * T + there) * H + h
-        q = tl.load(q_ptr + there[:, None] * q_t + d[None, :], mask=mask_q, other=0.0)
-        grad = tl.load(grad_ptr + row_q[:, None] * C + d[None, :], mask=mask_q, other=0.0)
+        row_q = (b * T + there) * H + h
+        q = _load_rows(q_ptr, there, q_t, real_q, C, CP)
+        grad = _load_rows(grad_ptr, row_q, C, real_q, C, CP)
         total = tl.load(total_ptr + row_q, mask=real_q, other=0.0)
         inner = tl.load(inner_ptr + row_q, mask=real_q, other=0.0)
         p, ds = _slopes(
@@ -197,16 +201,15 @@ def _backward(
 
     # This tile as queries: gather from all keys of the group.
     if not ONE_TILE:
-        q = tl.load(q_ptr + here[:, None] * q_t + d[None, :], mask=mask, other=0.0)
-        grad = tl.load(grad_ptr + at_row, mask=mask, other=0.0)
+        q = _load_rows(q_ptr, here, q_t, real, C, CP)
+        grad = _load_rows(grad_ptr, row, C, real, C, CP)
         total = tl.load(total_ptr + row, mask=real, other=0.0)
         inner = tl.load(inner_ptr + row, mask=real, other=0.0)
         for start in range(0, P, TILE):
             theirs = start + slots
             there, real_k = _load_tokens(index_ptr, theirs)
-            mask_k = real_k[:, None] & in_c
-            k = tl.load(k_ptr + there[:, None] * k_t + d[None, :], mask=mask_k, other=0.0)
-            v = tl.load(v_ptr + there[:, None] * v_t + d[None, :], mask=mask_k, other=0.0)
+            k = _load_rows(k_ptr, there, k_t, real_k, C, CP)
+            v = _load_rows(v_ptr, there, v_t, real_k, C, CP)
             _, ds = _slopes(
                 q, k, v, grad, total, inner, real, real_k, bias_ptr, mine, theirs, G, scale,
                 HAS_BIAS,
@@ -231,8 +234,8 @@ def forward(
         for number, task in enumerate(tasks):
             plan = _Plan(task, (q, k, v))
             _forward[plan.launch](
-                q, k, v, plan.index, plan.bias, sums, total, out, *plan.sizes, scale, *_ends(number, tasks),
-                **plan.constants,
+                q, k, v, plan.index, plan.bias, sums, total, out, *plan.sizes, scale,
+                *_ends(number, tasks), **plan.constants,
             )  # fmt: skip
     return out.transpose(1, 2), total
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 from typing import TypeVar
 
@@ -207,12 +206,7 @@ class SparsePattern:
 
     def fit(self, grid: Grid) -> tuple[Tiling, ...]:
         """Cut a grid once per branch."""
-        return _fit(self, grid)
-
-
-@lru_cache(maxsize=256)
-def _fit(pattern: SparsePattern, grid: Grid) -> tuple[Tiling, ...]:
-    return tuple(branch.fit(grid) for branch in pattern.branches)
+        return tuple(branch.fit(grid) for branch in self.branches)
 
 
 def triple(items: Iterable[_T]) -> tuple[_T, _T, _T]:
