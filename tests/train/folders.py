@@ -44,6 +44,8 @@ def write_nnunet(root: Path, *, train: int, test: int) -> None:
             volume, labels = case_arrays(seed)
             write_volume(volume, root / f"images{part}" / f"ball_{seed:03d}_0000.nii.gz")
             write_mask(volume.new_mask(labels), root / f"labels{part}" / f"ball_{seed:03d}.nii.gz")
+            for folder in ("images", "labels"):  # the Decathlon's archives hold such shadows
+                (root / f"{folder}{part}" / f"._ball_{seed:03d}.nii.gz").write_bytes(b"shadow")
     dataset = {
         "name": "Balls",
         "licence": "CC-BY-4.0",

@@ -79,6 +79,8 @@ def find_pairs(
     for part in parts:
         ending = dataset.file_ending
         for image in sorted((root / f"images{part}").glob(f"*{ending}")):
+            if image.name.startswith("."):
+                continue  # macOS puts such shadows of real files into archives
             stem = image.name.removesuffix(ending)
             name = stem.removesuffix(CHANNEL)
             label = root / f"labels{part}" / f"{name}{ending}"
