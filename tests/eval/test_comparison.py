@@ -92,9 +92,9 @@ def test_other_protocols_are_refused_even_for_shared_targets(tmp_path: Path) -> 
     b = write_output(tmp_path / "b", run(), protocol=paper)
     c = write_output(tmp_path / "c", run(), protocol=InteractionProtocol(num_clicks=2, seeds=(3,)))
 
-    with pytest.raises(DatasetError, match="differ in name: 'clicks' and 'paper'"):
+    with pytest.raises(DatasetError, match="differ in protocol name: 'clicks' and 'paper'"):
         compare_runs(a, b, shared=True)
-    with pytest.raises(DatasetError, match="differ in seeds"):
+    with pytest.raises(DatasetError, match="differ in protocol seeds"):
         compare_runs(a, c)
 
 

@@ -106,6 +106,9 @@ def test_upper_bounds_are_marked_wherever_they_are_printed(folder: Path, page: s
     assert marked.count("oracle upper bound</span>") == 6
     assert "no user gets these figures" in marked
     assert "upper bound" not in page
+    # The pictures carry the mark too, so that they differ from those of the same rows without it.
+    for name in ("curves.png", "distribution.png"):
+        assert (other / name).read_bytes() != (folder / name).read_bytes()
 
 
 def test_overlays_are_chosen_by_rank_alone() -> None:

@@ -204,6 +204,6 @@ def _check_protocols(first: dict[str, Any], second: dict[str, Any]) -> None:
     for name in sorted((a.keys() | b.keys()) - _FREE_OPTIONS):
         if a.get(name) != b.get(name):
             raise DatasetError(
-                f"The runs differ in {name.removeprefix('protocol.')}: {a.get(name)!r} and "
+                f"The runs differ in {name.replace('.', ' ')}: {a.get(name)!r} and "
                 f"{b.get(name)!r}; evaluate both alike."
             )

@@ -43,7 +43,11 @@ def write_report(output_dir: Path) -> Path:
     last = last_rows(rows)
     ranked = rank_targets(last)
     snapshots = _snapshots(output_dir / SNAPSHOT_FOLDER, ranked)
-    _write_pictures(output_dir, summary, last, ranked, snapshots)
+    pictures = _pictures(summary, last, ranked, snapshots)
+    for name, figure in pictures.items():
+        if record.is_oracle:
+            report_plots.mark(figure, "oracle upper bound")
+        _replace(output_dir / name, report_plots.to_png(figure))
     columns = report_page.main_columns(summary)
     heads, structures = report_page.structure_tables(summary)
     light_or_dark = report_plots.THEMED
@@ -139,13 +143,12 @@ def _overlay(row: ResultRow, snapshots: dict[Target, Snapshot]) -> dict[str, str
     return {"image": image, "case": row.case, "structure": structure, "facts": facts}
 
 
-def _write_pictures(
-    folder: Path,
+def _pictures(
     summary: Summary,
     last: Sequence[ResultRow],
     ranked: dict[str, list[ResultRow]],
     snapshots: dict[Target, Snapshot],
-) -> None:
+) -> dict[str, Any]:
     figures = {
         "curves.png": report_plots.draw_curves(summary, report_plots.LIGHT),
         "distribution.png": report_plots.draw_distribution(
@@ -166,8 +169,7 @@ def _write_pictures(
     rows = [(title, overlays) for title, overlays in rows if overlays]
     if rows:
         figures["montage.png"] = report_plots.draw_montage(rows)
-    for name, figure in figures.items():
-        _replace(folder / name, report_plots.to_png(figure))
+    return figures
 
 
 def _dice_by_source(last: Sequence[ResultRow]) -> dict[str, list[float]]:

@@ -57,7 +57,7 @@ THEMED = Palette(ink="#010101", faint="#020202", rule="#030303", accent="#040404
 
 
 def draw_curves(summary: Summary, palette: Palette) -> Any:
-    """Draw Dice after every round: all sources first, then a panel per source.
+    """Draw Dice after every round: all sources first, then a panel per source if there are more.
 
     Bands are 95 % intervals; the thin line in a source's panel is the mean over all sources.
     """
@@ -65,6 +65,7 @@ def draw_curves(summary: Summary, palette: Palette) -> Any:
     panels += [
         (source, of.num_targets, summary.by_source[source], summary.interval_by_source[source])
         for source, of in summary.sources.items()
+        if len(summary.sources) > 1
     ]
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -187,6 +188,11 @@ def draw_montage(rows: Sequence[tuple[str, Sequence[tuple[str, Snapshot]]]]) -> 
             for view, one in zip(snapshot.slices, axes, strict=True):
                 _draw_slice(one, view)
     return figure
+
+
+def mark(figure: Any, words: str) -> None:
+    """Write words over a figure that must not be shown without them."""
+    figure.suptitle(words, fontsize=10, color=LIGHT.bad, weight="bold")
 
 
 def to_png(figure: Any, *, for_page: bool = False) -> bytes:

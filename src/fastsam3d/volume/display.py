@@ -68,4 +68,6 @@ def display_window(
     else:
         signal = sample[(sample != 0) & (sample != sample.min())]
         low, high = map(float, np.percentile(signal if signal.size else sample, [1.0, 99.5]))
+        if low == high:  # one signal value: black is the background
+            low = float(sample.min())
     return low, high if high > low else low + 1.0
