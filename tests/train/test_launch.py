@@ -68,6 +68,23 @@ def test_weights_of_another_roi_size_are_refused(tmp_path: Path) -> None:
         start(tmp_path / "run", tmp_path / "toy.safetensors", wider)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        ({"supervoxels": ()}, r"no supervoxels; set generator\.share_supervoxel=0"),
+        ({"labels": None}, r"no label maps; set generator\.num_painted=0"),
+        ({"image": None, "levels": None}, r"no images with labels; set"),
+    ],
+)
+def test_a_recipe_that_the_pack_cannot_serve_is_refused(
+    lacking: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(toy_case(0), **lacking)  # type: ignore[arg-type]
+    monkeypatch.setattr("fastsam3d.train.launch.load_pack", lambda _: [case])
+    with pytest.raises(ConfigError, match=message):
+        build_trainer(recipe("debug"), CPU, pack=Path("toy.npz"), output=tmp_path)
+
+
 def test_only_registered_architectures_of_our_family_are_trained() -> None:
     official = card(replace(TOY, family="sam_med3d"))
     with pytest.raises(ConfigError, match=r"x\.safetensors is of family 'sam_med3d'"):

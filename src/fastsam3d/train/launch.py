@@ -124,7 +124,8 @@ def build_trainer(
         The trainer, ready for ``fit``.
 
     Raises:
-        ConfigError: `start_from` is of another architecture than ``config.model``.
+        ConfigError: `start_from` is of another architecture than ``config.model``, or the recipe
+            asks for what the pack does not have.
         CheckpointError: Weights or checkpoint are missing, damaged or of another run.
         DatasetError: The pack is missing, damaged or empty.
     """
@@ -136,9 +137,11 @@ def build_trainer(
         model.load_state_dict(_starting_weights(start_from, model))
     # The call is documented, but torch's overloads lack it; it converts in place.
     model.to(process.device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+    bank = TrainingBank(load_pack(pack), device=process.device)
+    _check_streams(bank, config)
     trainer = Trainer(
         model,
-        TrainingBank(load_pack(pack), device=process.device),
+        bank,
         config,
         output=output,
         rank=process.rank,
@@ -188,6 +191,29 @@ def _starting_weights(start_from: str | Path, model: HighResSam3D) -> dict[str, 
         trainable_architecture(card, source)
     check_fit(model, state, source)
     return {name: value.float() for name, value in state.items()}
+
+
+def _check_streams(bank: TrainingBank, config: RunConfig) -> None:
+    """Refuse a recipe that asks for cases which the pack does not have."""
+    generator = config.generator
+    share = generator.share_supervoxel if generator.num_real else 0.0
+    needs = {
+        "label maps; set generator.num_painted=0": (
+            generator.num_painted > 0,
+            any(case.labels for case in bank.cases),
+        ),
+        "images with labels; set generator.share_supervoxel=1": (
+            generator.num_real > 0 and share < 1,
+            any(case.labels and case.mips for case in bank.cases),
+        ),
+        "supervoxels; set generator.share_supervoxel=0": (
+            share > 0,
+            any(case.supervoxels for case in bank.cases),
+        ),
+    }
+    for what, (is_wanted, is_there) in needs.items():
+        if is_wanted and not is_there:
+            raise ConfigError(f"The pack has no {what}, or take another pack.")
 
 
 def _check_same_data(folder: Path, digest: str) -> None:
