@@ -11,6 +11,7 @@ import pytest
 from fastsam3d.cli.main import main
 from fastsam3d.model.config import MODEL_CONFIGS
 from fastsam3d.train import tensorboard
+from fastsam3d.train.runlog import read_log
 from fastsam3d.train.state import read_facts
 from tests.train.toy import TOY, toy_case
 
@@ -72,9 +73,12 @@ def test_mistakes_are_told_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_not_overwritten(
+def test_a_run_is_not_written_over_but_a_failed_start_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "log.jsonl").touch()
+    (tmp_path / "log.jsonl").write_text("left by a run that ended before its first checkpoint\n")
+    assert main(words(tmp_path, "--steps", "1")) == 0
+    assert len(read_log(tmp_path / "log.jsonl")) == 1
+    capsys.readouterr()
     assert main(words(tmp_path, "--steps", "1")) == 1
-    assert "add --resume or choose another folder" in capsys.readouterr().err
+    assert "holds a run; resume it or choose another folder" in capsys.readouterr().err

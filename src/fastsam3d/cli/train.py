@@ -44,15 +44,13 @@ class LengthOptions:
             UsageError: Both lengths are given, or one is not positive.
             ConfigError: The folder holds a run that would be overwritten.
         """
-        from fastsam3d.errors import ConfigError
-        from fastsam3d.train.runlog import LOG_FILE
-
         if self.minutes is not None and self.steps is not None:
             raise UsageError("--minutes and --steps exclude each other; give one.")
         if any(length is not None and length <= 0 for length in (self.minutes, self.steps)):
             raise UsageError("--minutes and --steps must be positive.")
-        if not self.resume and (output / LOG_FILE).exists():
-            raise ConfigError(f"{output} holds a run; add --resume or choose another folder.")
+        from fastsam3d.train.launch import check_output
+
+        check_output(output, resume=self.resume)
 
 
 def train(

@@ -27,13 +27,13 @@ from fastsam3d.train.held_out import check_measurable, compare
 from fastsam3d.train.launch import (
     Process,
     build_trainer,
+    check_output,
     trainable_architecture,
     training_process,
 )
-from fastsam3d.train.loop import CHECKPOINT, Trainer
+from fastsam3d.train.loop import Trainer
 from fastsam3d.train.overrides import override
 from fastsam3d.train.package import package
-from fastsam3d.train.state import MANIFEST
 
 RUN_FOLDER = "run"
 HELD_OUT_FILE = "held_out.json"
@@ -111,7 +111,7 @@ def finetune_config(
         seed=options.seed,
         num_steps=options.steps,
         minutes=options.minutes,
-        calibration_steps=40 if on_gpu else 4,
+        calibration_steps=100 if on_gpu else 4,
         muon_rate=0.004,
         adam_rate=2e-4,
         warmup_steps=20,
@@ -159,8 +159,7 @@ def finetune(
     """
     card = start_card(options)
     run = output / RUN_FOLDER
-    if (run / CHECKPOINT / MANIFEST).is_file() and not options.resume:
-        raise ConfigError(f"{output} holds a run; resume it or choose another folder.")
+    check_output(run, resume=options.resume)
     with training_process(options.device) as process:
         config = finetune_config(card.architecture, options, on_gpu=process.device.type == "cuda")
         trainer = build_trainer(

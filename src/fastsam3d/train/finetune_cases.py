@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from fastsam3d.errors import DatasetError
 from fastsam3d.eval.folders import CaseFile, find_cases, fingerprint
 from fastsam3d.model.checkpoint import write_atomically
+from fastsam3d.train.finetune import UNSPECIFIED
 from fastsam3d.train.held_out import check_measurable
 from fastsam3d.train.pack import read_index
 from fastsam3d.train.pack_writer import PackConfig, RawCase, pack_cases
 
 PACK_FILE = "finetune_pack.npz"
 SPLIT_FILE = "split.json"
-UNSPECIFIED = "unspecified"
 # No other modality goes that far below zero; air in CT is about -1000 HU.
 CT_BELOW = -500.0
 

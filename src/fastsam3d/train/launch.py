@@ -28,7 +28,8 @@ from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig
 from fastsam3d.train.loop import CHECKPOINT, Trainer
 from fastsam3d.train.pack import load_pack, read_index
-from fastsam3d.train.state import load_state, read_facts
+from fastsam3d.train.runlog import LOG_FILE
+from fastsam3d.train.state import MANIFEST, load_state, read_facts
 
 # bf16 conv3d was slow or wrong in cuDNN 9.8 to 9.14.
 MIN_CUDNN = 91500
@@ -148,10 +149,27 @@ def build_trainer(
         world_size=process.world_size,
         facts={"data_sha256": digest, "torch": torch.__version__, **(facts or {})},
     )
+    if process.rank == 0 and not resume:
+        # What an earlier attempt left, that ended before its first checkpoint.
+        (output / LOG_FILE).unlink(missing_ok=True)
     if resume:
         _check_same_data(output / CHECKPOINT, digest)
         trainer.resume(output / CHECKPOINT)
     return trainer
+
+
+def check_output(output: Path, *, resume: bool) -> None:
+    """Refuse to write over a run that could be resumed.
+
+    Args:
+        output: Folder of the run to be.
+        resume: Whether it is meant to go on.
+
+    Raises:
+        ConfigError: The folder holds a checkpoint, and going on was not asked for.
+    """
+    if not resume and (output / CHECKPOINT / MANIFEST).is_file():
+        raise ConfigError(f"{output} holds a run; resume it or choose another folder.")
 
 
 def trainable_architecture(card: WeightsCard, source: Path) -> ModelConfig:
