@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.eval.baselines import BallSegmenter, BlindModel
+from fastsam3d.eval.baselines import (
+    BallSegmenter,
+    BlindModel,
+    RandomWalker,
+    RegionGrowing,
+    WatershedBasin,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,5 +82,19 @@ def _ball(argument: str, _device: str) -> Baseline:
         raise ConfigError(f"ball:MM wants a radius in mm, got {argument!r}.") from error
 
 
-BASELINES: dict[str, Callable[[str, str], Baseline]] = {"ball": _ball}
+def _plain(kind: Callable[[], Baseline]) -> Callable[[str, str], Baseline]:
+    def make(argument: str, _device: str) -> Baseline:
+        if argument:
+            raise ConfigError(f"This baseline takes no argument, got {argument!r}; leave it out.")
+        return kind()
+
+    return make
+
+
+BASELINES: dict[str, Callable[[str, str], Baseline]] = {
+    "ball": _ball,
+    "region_growing": _plain(RegionGrowing),
+    "random_walker": _plain(RandomWalker),
+    "watershed": _plain(WatershedBasin),
+}
 """How each baseline is made of (argument, device)."""

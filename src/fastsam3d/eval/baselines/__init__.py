@@ -6,5 +6,8 @@ Make them by name with `fastsam3d.eval.segmenters.create_segmenter`.
 
 from fastsam3d.eval.baselines.ball import BallSegmenter
 from fastsam3d.eval.baselines.blind import BlindModel
+from fastsam3d.eval.baselines.growing import RegionGrowing
+from fastsam3d.eval.baselines.walker import RandomWalker
+from fastsam3d.eval.baselines.watershed import WatershedBasin
 
-__all__ = ["BallSegmenter", "BlindModel"]
+__all__ = ["BallSegmenter", "BlindModel", "RandomWalker", "RegionGrowing", "WatershedBasin"]
