@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastsam3d.errors import DatasetError, FastSAM3DError
+from fastsam3d.errors import ConfigError, DatasetError, FastSAM3DError
 from fastsam3d.eval.folders import CaseFile
 from fastsam3d.io import write_mask
 from fastsam3d.train.finetune_cases import CaseOptions, prepare_cases, split_cases
@@ -154,6 +154,14 @@ def test_label_maps_without_a_structure_are_told(tmp_path: Path) -> None:
     no_structure(tmp_path / "set")
     with pytest.raises(DatasetError, match=r"No training case of .* has a label above 0"):
         prepare_cases(tmp_path / "set", tmp_path / "out", CaseOptions(held_out=0))
+
+
+def test_packages_that_are_not_installed_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastsam3d.train.finetune_cases.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"needs edt and connected-components-3d; install"):
+        prepare_cases(folder, tmp_path, CaseOptions())
 
 
 def test_an_impossible_share_is_refused() -> None:

@@ -76,7 +76,7 @@ def finetune(
     """Fine-tune a model on your own cases and measure it on some that are held out.
 
     Args:
-        cases: Folder of <case>/image.nii.gz and label.nii.gz, or an nnU-Net folder (imagesTr,
+        cases: Folder of CASE/image.nii.gz with CASE/label.nii.gz, or an nnU-Net folder (imagesTr,
             labelsTr, dataset.json).
         output: Folder for the training pack, the run and the new weights.
         data: Which cases.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsam3d.errors import DatasetError
+from fastsam3d.errors import ConfigError, DatasetError
 from fastsam3d.eval.folders import CaseFile, find_cases, fingerprint
 from fastsam3d.model.checkpoint import write_atomically
 from fastsam3d.train.finetune import UNSPECIFIED
@@ -24,6 +25,8 @@ from fastsam3d.train.pack_writer import PackConfig, RawCase, pack_cases
 
 PACK_FILE = "finetune_pack.npz"
 SPLIT_FILE = "split.json"
+# What finding and measuring objects loads when it is first used.
+PACK_NEEDS = {"edt": "edt", "cc3d": "connected-components-3d"}
 # No other modality goes that far below zero; air in CT is about -1000 HU.
 CT_BELOW = -500.0
 
@@ -80,10 +83,18 @@ def prepare_cases(path: Path, output: Path, options: CaseOptions) -> PreparedCas
         options: Which cases, how many are held out.
 
     Raises:
+        ConfigError: A package that writing needs is not installed.
         DatasetError: There is no labelled case, too few to hold any out, or one is inconsistent.
         VolumeReadError: A file is damaged.
         CheckpointError: The folder cannot be written.
     """
+    missing = [package for module, package in PACK_NEEDS.items() if find_spec(module) is None]
+    if missing:
+        msg = (
+            f"Writing a pack needs {' and '.join(missing)}; "
+            "install them with: pip install 'fastsam3d[train]'."
+        )
+        raise ConfigError(msg)
     is_nnunet = (path / "imagesTr").is_dir()
     cases = find_cases(path, split="Tr" if is_nnunet else options.split)
     train, held_out = split_cases(cases, share=options.held_out, seed=options.seed)
