@@ -11,12 +11,14 @@ as (B, T, H).
 Source: tiled softmax with recomputation in the backward pass, FlashAttention (arXiv 2307.08691).
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false
-# ruff: noqa: PLR0913, PLR0917 - a kernel takes pointers and sizes one by one
+# ruff: noqa: ARG001, PLR0913, PLR0915, PLR0917 - kernels take pointers and sizes one by one
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsam3d.model.sparse_attention_groups import BranchTask, to_groups
-from fastsam3d.model.sparse_attention_pattern import Tiling
+from fastsam3d.model.sparse_attention_pattern import AxisTiling, Tiling, triple
 
 _MAX_TILE = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 _MIN_TILE = 16  # the least side of a matrix product in Triton
@@ -226,62 +228,114 @@ def forward(
     Returns:
         Mixed values (B, H, T, C) and the base-2 log-sum-exp, (B, T, H) float32.
     """
-    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
-    out = _rows_like(q, q.dtype)
-    total = torch.empty(out.shape[:3], dtype=torch.float32, device=q.device)
-    sums = out if len(tasks) == 1 else _rows_like(q, torch.float32)
-    with torch.cuda.device_of(q):
-        for number, task in enumerate(tasks):
-            plan = _Plan(task, (q, k, v))
-            _forward[plan.launch](
-                q, k, v, plan.index, plan.bias, sums, total, out, *plan.sizes, scale,
-                *_ends(number, tasks), **plan.constants,
-            )  # fmt: skip
-    return out.transpose(1, 2), total
+    rows, total = _forward_op(q, k, v, *_flatten(tasks), scale)
+    return rows.transpose(1, 2), total
 
 
 def backward(
     grad: Tensor, saved: Sequence[Tensor], tasks: Sequence[BranchTask], scale: float
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
     """Return the gradients of queries, keys, values and biases, given what `forward` returned."""
+    grads = _backward_op(grad, list(saved), *_flatten(tasks), scale)
+    dq, dk, dv = (rows.transpose(1, 2) for rows in grads[:3])
+    return dq, dk, dv, grads[3:] or [None] * len(tasks)
+
+
+# Operators of their own keep launches, plans and cached tables out of what torch.compile traces.
+@torch.library.custom_op("fastsam3d::sparse_attention", mutates_args=())
+def _forward_op(
+    q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor], cuts: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
+    out = _rows_like(q, q.dtype)
+    total = torch.empty(out.shape[:3], dtype=torch.float32, device=q.device)
+    plans = _make_plans((q, k, v), biases, cuts)
+    sums = out if len(plans) == 1 else _rows_like(q, torch.float32)
+    with torch.cuda.device_of(q):
+        for number, plan in enumerate(plans):
+            _forward[plan.launch](
+                q, k, v, plan.index, plan.bias, sums, total, out, *plan.sizes, scale,
+                int(number == 0), int(number == len(plans) - 1), **plan.constants,
+            )  # fmt: skip
+    return out, total
+
+
+@torch.library.custom_op("fastsam3d::sparse_attention_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor, saved: list[Tensor], biases: list[Tensor], cuts: list[int], scale: float
+) -> list[Tensor]:
     q, k, v = (_adjacent(x) for x in saved[:3])
-    out, total = saved[3].transpose(1, 2), saved[4]
+    out, total = saved[3].transpose(1, 2).contiguous(), saved[4]
     rows = grad.transpose(1, 2).to(q.dtype).contiguous()
     inner = torch.empty_like(total)
     grads = [_rows_like(q, q.dtype) for _ in range(3)]
-    sums = grads if len(tasks) == 1 else [_rows_like(q, torch.float32) for _ in range(3)]
+    plans = _make_plans((q, k, v), biases, cuts)
+    sums = grads if len(plans) == 1 else [_rows_like(q, torch.float32) for _ in range(3)]
+    bias_grads = [torch.zeros_like(bias, dtype=torch.float32) for bias in biases]
     channels = q.shape[-1]
-    bias_grads: list[Tensor | None] = []
     with torch.cuda.device_of(q):
         _inner_products[(triton.cdiv(inner.numel(), _ROWS),)](
             rows, out, inner, inner.numel(), channels, _padded_channels(channels), _ROWS
         )
-        for number, task in enumerate(tasks):
-            plan = _Plan(task, (q, k, v))
-            dbias = None if task.bias_HGG is None else torch.zeros_like(plan.bias)
+        for number, plan in enumerate(plans):
             _backward[plan.launch](
                 q, k, v, plan.index, plan.bias, rows, total, inner, *sums, *grads,
-                plan.bias if dbias is None else dbias, *plan.sizes, scale,
-                *_ends(number, tasks), ONE_TILE=plan.is_one_tile, **plan.constants,
+                bias_grads[number] if biases else plan.bias, *plan.sizes, scale,
+                int(number == 0), int(number == len(plans) - 1),
+                ONE_TILE=plan.is_one_tile, **plan.constants,
             )  # fmt: skip
-            bias_grads.append(None if dbias is None else dbias.to(task.bias_HGG.dtype))
-    dq, dk, dv = (x.transpose(1, 2) for x in grads)
-    return dq, dk, dv, bias_grads
+    return grads + [part.to(bias.dtype) for part, bias in zip(bias_grads, biases, strict=True)]
+
+
+@_forward_op.register_fake
+def _forward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, biases: Any, cuts: Any, scale: Any
+) -> tuple[Tensor, Tensor]:
+    rows = _rows_like(q, q.dtype)
+    return rows, torch.empty(rows.shape[:3], dtype=torch.float32, device=q.device)
+
+
+@_backward_op.register_fake
+def _backward_shapes(grad: Tensor, saved: Any, biases: Any, cuts: Any, scale: Any) -> list[Tensor]:
+    q = saved[0]
+    return [_rows_like(q, q.dtype) for _ in range(3)] + [torch.empty_like(bias) for bias in biases]
+
+
+def _flatten(tasks: Sequence[BranchTask]) -> tuple[list[Tensor], list[int]]:
+    """Return biases and tilings as operators take them."""
+    biases = [task.bias_HGG for task in tasks if task.bias_HGG is not None]
+    axes = [axis for task in tasks for axis in task.tiling.axes]
+    return biases, [number for axis in axes for number in astuple(axis)]
+
+
+def _make_plans(
+    qkv: tuple[Tensor, Tensor, Tensor], biases: list[Tensor], cuts: list[int]
+) -> list[_Plan]:
+    names = [field.name for field in fields(AxisTiling)]
+    step = len(names)
+    axes = [
+        AxisTiling(**dict(zip(names, cuts[at : at + step], strict=True)))
+        for at in range(0, len(cuts), step)
+    ]
+    tilings = [Tiling(axes=triple(axes[at : at + 3])) for at in range(0, len(axes), 3)]
+    chosen = biases or [None] * len(tilings)
+    return [_Plan(*pair, qkv) for pair in zip(tilings, chosen, strict=True)]
 
 
 class _Plan:
     """Launch parameters of one branch."""
 
-    def __init__(self, task: BranchTask, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    def __init__(
+        self, tiling: Tiling, bias: Tensor | None, qkv: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         q = qkv[0]
         batch, heads, tokens, channels = q.shape
-        size = task.tiling.group_size
+        size = tiling.group_size
         tile = min(max(triton.next_power_of_2(size), _MIN_TILE), _MAX_TILE[q.dtype])
-        self.index = _token_table(task.tiling, tile, q.device)
+        self.index = _token_table(tiling, tile, q.device)
         positions = self.index.shape[1]
         self.is_one_tile = positions == tile
-        self.launch = (task.tiling.num_groups * (positions // tile), batch * heads)
-        bias = task.bias_HGG
+        self.launch = (tiling.num_groups * (positions // tile), batch * heads)
         self.bias = self.index if bias is None else bias.float().contiguous()
         strides = [x.stride(dim) for x in qkv for dim in range(3)]
         self.sizes = (*strides, tokens, heads, size, positions)
@@ -320,7 +374,3 @@ def _rows_like(q: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _padded_channels(channels: int) -> int:
     return max(triton.next_power_of_2(channels), _MIN_TILE)
-
-
-def _ends(number: int, tasks: Sequence[BranchTask]) -> tuple[int, int]:
-    return int(number == 0), int(number == len(tasks) - 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TypeVar
 
 from fastsam3d.errors import ConfigError
@@ -80,12 +79,14 @@ class Tiling:
     @property
     def num_groups(self) -> int:
         """Groups on the grid, empty ones of ragged edges included."""
-        return prod(axis.num_segments * axis.dilation for axis in self.axes)
+        d, h, w = (axis.num_segments * axis.dilation for axis in self.axes)
+        return d * h * w
 
     @property
     def group_size(self) -> int:
         """Positions of a group, those beyond the grid included."""
-        return prod(axis.extent for axis in self.axes)
+        d, h, w = (axis.extent for axis in self.axes)
+        return d * h * w
 
     @property
     def is_padded(self) -> bool:
