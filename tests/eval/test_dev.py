@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,19 @@ def test_something_to_measure_on_is_needed() -> None:
         dev.main(["--baseline", "ball"])
     with pytest.raises(ConfigError, match="radius"):
         dev.best_ball_radius([make_case()], [], InteractionProtocol())
+
+
+def test_numpy_scipy_and_torch_are_enough_to_measure(pack: Path) -> None:
+    """A machine lent for its GPU has no image reader, no terminal library and no fast clicker."""
+    absent = ("SimpleITK", "pydicom", "cyclopts", "rich", "edt", "cc3d", "matplotlib", "jinja2")
+    output = pack.with_name("lean.json")
+    arguments = ["--pack", str(pack), "--baseline", "ball", "--radius-mm", "4", "--clicks", "1"]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from fastsam3d.eval import dev\n"
+        f"dev.main({[*arguments, '--output', str(output)]!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(dev.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+    assert len(json.loads(output.read_text())["rows"]) == 4

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -11,12 +12,20 @@ from typing import Any
 
 import pytest
 
-from fastsam3d.errors import CheckpointError, ConfigError, DatasetError
+from fastsam3d.errors import CheckpointError, ConfigError, DatasetError, ModelNotFoundError
+from fastsam3d.eval import segmenters
 from fastsam3d.eval.cases import EvalCase, write_case_pack
-from fastsam3d.eval.evaluation import EvaluationOptions, Outcome, Progress, evaluate
+from fastsam3d.eval.evaluation import (
+    EvaluationOptions,
+    Outcome,
+    Progress,
+    evaluate,
+    weights_sha256,
+)
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.eval.results import ResultRow, append_rows, read_json_lines, read_rows
 from fastsam3d.eval.snapshot import load_snapshot, snapshot_name
+from fastsam3d.model.registry import load_card
 from tests.eval.slow_run import run as run_ball
 from tests.eval.test_folders import write_case
 from tests.eval.toy import (
@@ -229,6 +238,18 @@ def test_two_processes_give_the_rows_of_one(pack: Path) -> None:
     two = run_ball(pack, pack.with_name("two"), jobs=2)
     assert without_times(two.rows) == without_times(one.rows)
     assert figures(two) == figures(one)
+
+
+def test_weights_are_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights_sha256("ball:5") is None
+    card = load_card("hr_s")
+    assert weights_sha256("hr_s") == card.sha256
+    monkeypatch.setitem(segmenters.BASELINES, "net", segmenters.BASELINES["ball"])
+    weights = tmp_path / "net.pt"
+    weights.write_bytes(b"weights")
+    assert weights_sha256(f"net:{weights}") == hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(ModelNotFoundError):
+        weights_sha256("no_such_model")
 
 
 def broken_segmenter() -> ThresholdSegmenter:

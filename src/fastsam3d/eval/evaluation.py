@@ -16,6 +16,7 @@ played again. One process writes the JSON files; workers play cases and send row
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -353,11 +354,19 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_sha256(model: str) -> str | None:
-    """Return the hash of a model's weights; None for a baseline without weights."""
+    """Return the hash of a model's weights; None for a baseline without weights.
+
+    Raises:
+        ModelNotFoundError: Neither a baseline nor a model.
+    """
     from fastsam3d.eval.segmenters import BASELINES  # noqa: PLC0415 - loads the baselines
     from fastsam3d.model.registry import load_card  # noqa: PLC0415
 
-    return None if model.partition(":")[0] in BASELINES else load_card(model).sha256
+    kind, _, argument = model.partition(":")
+    if kind not in BASELINES:
+        return load_card(model).sha256
+    weights = Path(argument)
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def _provenance(options: EvaluationOptions, command: Sequence[str], jobs: int) -> dict[str, Any]:
