@@ -24,9 +24,10 @@ class RegionGrowing(BoxBaseline):
     """Grows from every positive click within a tolerance that the scan itself suggests.
 
     The intensities within `SAMPLE_MM` of a click give a centre and a standard deviation. Of the
-    tolerances `TOLERANCES` the widest is taken whose region neither holds a negative click nor
-    leaks, that is reaches a face of the box; where even the narrowest leaks, it is cut off at
-    `LEAK_MM` from the click. The regions of all positive clicks are united and their holes filled.
+    tolerances `TOLERANCES` the widest is taken whose region does not leak, that is reach a face of
+    the box; where even the narrowest leaks, it is cut off at `LEAK_MM` from the click. What is
+    nearer to a negative click than to any positive one is barred. The regions of all positive
+    clicks are united and their holes filled.
     """
 
     max_blocks = 1_000_000
@@ -38,35 +39,45 @@ class RegionGrowing(BoxBaseline):
 
         sigma = [SMOOTHING_MM / side for side in work.spacing]
         smooth = cast("Any", ndimage).gaussian_filter(work.array, sigma)
-        forbidden = work.rim()
-        forbidden[tuple(negative.T)] = True
+        allowed = np.ones(work.array.shape, dtype=np.bool_)
+        if len(negative):
+            allowed = _distance(work, negative) > _distance(work, positive)
         found = np.zeros(work.array.shape, dtype=np.bool_)
         for seed in positive:
-            found |= self._grow(work, smooth, seed, forbidden)
-        filled = cast("Any", ndimage).binary_fill_holes(found)
-        filled[tuple(negative.T)] = False
-        return filled
+            found |= self._grow(work, smooth, seed, allowed)
+        return cast("Any", ndimage).binary_fill_holes(found) & allowed
 
     def _grow(
         self,
         work: WorkBox,
         smooth: NDArray[np.float32],
         seed: NDArray[np.intp],
-        forbidden: NDArray[np.bool_],
+        allowed: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        sample = work.ball(seed, SAMPLE_MM)
+        sample = work.ball(seed, SAMPLE_MM) & allowed
+        sample[tuple(seed)] = True
         values = smooth[sample]
         spread = max(float(np.std(values)), LEAST_DEVIATION)
-        deviation = np.abs(smooth - np.median(values)) / spread
+        deviation = np.where(allowed, np.abs(smooth - np.median(values)) / spread, np.inf)
         # The sample belongs to the region, or noise at the click could leave it alone.
         deviation[sample] = np.minimum(deviation[sample], TOLERANCES[0])
+        rim = work.rim()
         grown: NDArray[np.bool_] | None = None
         for tolerance in TOLERANCES:
             region = _component(deviation <= tolerance, seed)
-            if (region & forbidden).any():
+            if (region & rim).any():
                 return region & work.ball(seed, LEAK_MM) if grown is None else grown
             grown = region
         return sample if grown is None else grown
+
+
+def _distance(work: WorkBox, blocks: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the distance in mm of every block to the nearest of some."""
+    from scipy import ndimage  # noqa: PLC0415 - late, as all heavy imports here
+
+    away = np.ones(work.array.shape, dtype=np.bool_)
+    away[tuple(blocks.T)] = False
+    return cast("Any", ndimage).distance_transform_edt(away, sampling=work.spacing)
 
 
 def _component(allowed: NDArray[np.bool_], seed: NDArray[np.intp]) -> NDArray[np.bool_]:
