@@ -17,14 +17,24 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         PromptError,
         SessionStateError,
+        StudyFileError,
         VolumeReadError,
         VolumeWriteError,
     )
     from fastsam3d.io import read_mask, read_volume, write_mask
     from fastsam3d.model.registry import create_model, list_models, load_model
-    from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
+    from fastsam3d.prompts import (
+        Box,
+        Lasso,
+        MaskPrompt,
+        Point,
+        PromptLog,
+        PromptSet,
+        Scribble,
+        SliceBox,
+    )
     from fastsam3d.segmenter import Prediction, Segmenter
-    from fastsam3d.session import Session
+    from fastsam3d.session import Session, Study
     from fastsam3d.volume import Geometry, Mask, Region, Volume
 
 __version__ = "0.1.0"
@@ -37,17 +47,23 @@ __all__ = [
     "FastSAM3DError",
     "Geometry",
     "GeometryError",
+    "Lasso",
     "Mask",
     "MaskPrompt",
     "ModelNotFoundError",
     "Point",
     "Prediction",
     "PromptError",
+    "PromptLog",
     "PromptSet",
     "Region",
+    "Scribble",
     "Segmenter",
     "Session",
     "SessionStateError",
+    "SliceBox",
+    "Study",
+    "StudyFileError",
     "Volume",
     "VolumeReadError",
     "VolumeWriteError",
@@ -64,9 +80,18 @@ _MODULES = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "io": ["read_mask", "read_volume", "write_mask"],
     "model.registry": ["create_model", "list_models", "load_model"],
-    "prompts": ["Box", "MaskPrompt", "Point", "PromptSet"],
+    "prompts": [
+        "Box",
+        "Lasso",
+        "MaskPrompt",
+        "Point",
+        "PromptLog",
+        "PromptSet",
+        "Scribble",
+        "SliceBox",
+    ],
     "segmenter": ["Prediction", "Segmenter"],
-    "session": ["Session"],
+    "session": ["Session", "Study"],
     "volume": ["Geometry", "Mask", "Region", "Volume"],
 }
 _HOME = {name: f"fastsam3d.{module}" for module, names in _MODULES.items() for name in names}

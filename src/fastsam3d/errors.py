@@ -10,6 +10,7 @@ Every message is one sentence or two: what was wrong, what we got, what to do. T
     ├── ModelNotFoundError   no model of that name; the message lists near names
     ├── CheckpointError      a weights file that is damaged, unsafe or of another architecture
     ├── SessionStateError    a call out of order; the message names the missing call
+    ├── StudyFileError       a saved study that is damaged, of another version or another volume
     ├── ConfigError          a configuration value out of its range
     └── DatasetError         a training or evaluation case that is missing or inconsistent
 """
@@ -45,6 +46,10 @@ class CheckpointError(FastSAM3DError):
 
 class SessionStateError(FastSAM3DError):
     """A session method was called out of order; the message names the missing call."""
+
+
+class StudyFileError(FastSAM3DError):
+    """A saved study is damaged, of another version, or was made on another volume."""
 
 
 class ConfigError(FastSAM3DError):

@@ -123,11 +123,19 @@ def test_foreign_json_is_refused(text: str, words: str) -> None:
         PromptLog.from_json(text)
 
 
-def test_large_masks_are_refused_before_they_are_unpacked() -> None:
-    plain = PromptLog().add(MASK).to_plain()
-    with pytest.raises(PromptError, match="at most 17 voxels"):
-        PromptLog.from_plain(plain, max_mask_voxels=17)
-    assert PromptLog.from_plain(plain, max_mask_voxels=18).prompts.mask == MASK
+def test_the_voxels_of_masks_can_be_kept_elsewhere() -> None:
+    kept: list[MaskPrompt] = []
+
+    def write(mask: MaskPrompt) -> dict[str, int]:
+        kept.append(mask)
+        return {"number": len(kept) - 1}
+
+    log = PromptLog().add(A, MASK).edit(1, MASK)
+    plain = json.loads(json.dumps(log.to_plain(write)))
+    assert kept == [MASK, MASK]
+    assert PromptLog.from_plain(plain, lambda item: kept[item["number"]]) == log
+    with pytest.raises(PromptError, match="malformed"):
+        PromptLog.from_plain(plain)
 
 
 def test_a_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

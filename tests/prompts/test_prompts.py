@@ -1,6 +1,7 @@
 """Prompts know their frame, refuse nonsense, and move between frames through a geometry."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -165,6 +166,24 @@ def test_mask_prompts_are_frozen_copies_on_their_grid() -> None:
     assert MASK != "mask"
 
 
+def test_mask_prompts_keep_only_the_box_around_the_structure() -> None:
+    array = np.zeros((10, 12, 8), np.uint8)
+    array[2:5, 3:4, 1:7] = 9
+    prompt = MaskPrompt(array, GEOMETRY)
+    assert prompt.region == Region((2, 3, 1), (5, 4, 7))
+    assert prompt.part.shape == (3, 1, 6)
+    np.testing.assert_array_equal(prompt.array, array > 0)
+    wider = Region((1, 3, 0), (6, 5, 8))
+    assert MaskPrompt.of_part(wider, array[wider.slices], GEOMETRY) == prompt
+    assert pickle.loads(pickle.dumps(prompt)) == prompt  # noqa: S301 - our own bytes
+    with pytest.raises(AttributeError, match="immutable"):
+        prompt.region = wider
+    with pytest.raises(PromptError, match="reaches out"):
+        MaskPrompt.of_part(Region((8, 0, 0), (11, 1, 1)), np.ones((3, 1, 1)), GEOMETRY)
+    with pytest.raises(PromptError, match="box's shape"):
+        MaskPrompt.of_part(wider, np.ones((3, 1, 1)), GEOMETRY)
+
+
 def test_mask_prompts_of_another_kind_are_refused() -> None:
     with pytest.raises(PromptError, match=r"volume's shape \(10, 12, 8\), got \(8, 12, 10\)"):
         MaskPrompt(np.zeros((8, 12, 10), bool), GEOMETRY)
@@ -279,7 +298,7 @@ def altered(**changes: object) -> str:
         (altered(runs=[-1, 961]), "must fill 960 voxels"),
         (altered(runs=[960.0]), "must fill 960 voxels"),
         (altered(runs=None), "malformed"),
-        (altered(shape=[2**20] * 3, runs=[2**60]), "at most"),
+        (altered(shape=[2**20] * 3, runs=[2**60]), "at most 2.31 voxels"),
         (altered(affine=[[0] * 4] * 4), "malformed"),
     ],
 )

@@ -19,6 +19,8 @@ from fastsam3d.prompts.prompt_set import PromptSet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fastsam3d.prompts.plain import ReadMask, WriteMask
+
 LOG_VERSION: Final = 1
 MAX_OPERATIONS: Final = 20_000
 
@@ -195,22 +197,22 @@ class PromptLog:
         """
         return cls.from_plain(load_json(text))
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return the log as numbers, strings, lists and dicts."""
+    def to_plain(self, write_mask: WriteMask | None = None) -> dict[str, Any]:
+        """Return the log as numbers, strings, lists and dicts; see `plain.prompt_to_plain`."""
         return {
             "version": LOG_VERSION,
-            "operations": [_operation_to_plain(operation) for operation in self.operations],
+            "operations": [_operation_to_plain(item, write_mask) for item in self.operations],
             "position": self.position,
             "next_id": self.next_id,
         }
 
     @classmethod
-    def from_plain(cls, plain: Any, *, max_mask_voxels: int | None = None) -> Self:
+    def from_plain(cls, plain: Any, read_mask: ReadMask | None = None) -> Self:
         """Make a log of what `to_plain` returned.
 
         Args:
             plain: Parsed JSON, which may come from anyone.
-            max_mask_voxels: Bound of a mask prompt; that of `plain.MAX_MASK_VOXELS` by default.
+            read_mask: See `plain.prompt_from_plain`.
 
         Raises:
             PromptError: Of another version, or malformed.
@@ -220,7 +222,7 @@ class PromptLog:
                 message = f"Prompt log must be version {LOG_VERSION}, got {plain['version']!r}."
                 raise PromptError(message)
             operations = tuple(
-                _operation_from_plain(item, max_mask_voxels) for item in plain["operations"]
+                _operation_from_plain(item, read_mask) for item in plain["operations"]
             )
             position, next_id = _whole(plain["position"]), _whole(plain["next_id"])
         except (KeyError, TypeError, ValueError) as error:
@@ -260,34 +262,33 @@ def _fold(operations: tuple[Operation, ...], next_id: int) -> Mapping[int, Promp
     return kept
 
 
-def _operation_to_plain(operation: Operation) -> dict[str, Any]:
+def _operation_to_plain(operation: Operation, write_mask: WriteMask | None) -> dict[str, Any]:
     if isinstance(operation, AddPrompts):
-        return {"do": "add", "entries": [_entry_to_plain(entry) for entry in operation.entries]}
+        entries = [_entry_to_plain(entry, write_mask) for entry in operation.entries]
+        return {"do": "add", "entries": entries}
     if isinstance(operation, RemovePrompts):
         return {"do": "remove", "ids": list(operation.ids)}
-    return {"do": "edit", "entry": _entry_to_plain(operation.entry)}
+    return {"do": "edit", "entry": _entry_to_plain(operation.entry, write_mask)}
 
 
-def _operation_from_plain(plain: Any, max_mask_voxels: int | None) -> Operation:
+def _operation_from_plain(plain: Any, read_mask: ReadMask | None) -> Operation:
     kind = plain["do"]
     if kind == "add":
-        return AddPrompts(
-            tuple(_entry_from_plain(item, max_mask_voxels) for item in plain["entries"])
-        )
+        return AddPrompts(tuple(_entry_from_plain(item, read_mask) for item in plain["entries"]))
     if kind == "remove":
         return RemovePrompts(tuple(_whole(item) for item in plain["ids"]))
     if kind == "edit":
-        return EditPrompt(_entry_from_plain(plain["entry"], max_mask_voxels))
+        return EditPrompt(_entry_from_plain(plain["entry"], read_mask))
     message = f"Log operation must be add, remove or edit, got {kind!r}; correct it."
     raise PromptError(message)
 
 
-def _entry_to_plain(entry: LogEntry) -> dict[str, Any]:
-    return {"id": entry.id, "prompt": prompt_to_plain(entry.prompt)}
+def _entry_to_plain(entry: LogEntry, write_mask: WriteMask | None) -> dict[str, Any]:
+    return {"id": entry.id, "prompt": prompt_to_plain(entry.prompt, write_mask)}
 
 
-def _entry_from_plain(plain: Any, max_mask_voxels: int | None) -> LogEntry:
-    prompt = prompt_from_plain(plain["prompt"], max_mask_voxels=max_mask_voxels)
+def _entry_from_plain(plain: Any, read_mask: ReadMask | None) -> LogEntry:
+    prompt = prompt_from_plain(plain["prompt"], read_mask)
     return LogEntry(_whole(plain["id"]), prompt)
 
 

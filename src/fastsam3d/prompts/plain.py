@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from fastsam3d.prompts.frames import Frame
 
+    WriteMask = Callable[[MaskPrompt], dict[str, Any]]
+    ReadMask = Callable[[dict[str, Any]], MaskPrompt]
+
 Prompt = Point | Box | SliceBox | Scribble | Lasso | MaskPrompt
 
 MAX_JSON_CHARACTERS: Final = 64 * 2**20
@@ -44,8 +47,14 @@ def load_json(text: str) -> Any:
         raise PromptError(message) from error
 
 
-def prompt_to_plain(prompt: Prompt) -> dict[str, Any]:
-    """Return a prompt as numbers, strings, lists and dicts."""
+def prompt_to_plain(prompt: Prompt, write_mask: WriteMask | None = None) -> dict[str, Any]:
+    """Return a prompt as numbers, strings, lists and dicts.
+
+    Args:
+        prompt: The prompt.
+        write_mask: Writes the voxels of a mask prompt elsewhere and returns what finds them; by
+            default they become runs.
+    """
     if isinstance(prompt, Point):
         position, positive = list(prompt.position), prompt.positive
         return {"type": "point", "frame": prompt.frame, "at": position, "positive": positive}
@@ -67,6 +76,8 @@ def prompt_to_plain(prompt: Prompt) -> dict[str, Any]:
             "positive": prompt.positive,
         }
     if isinstance(prompt, MaskPrompt):
+        if write_mask is not None:
+            return write_mask(prompt) | {"type": "mask"}
         geometry = prompt.geometry
         return {
             "type": "mask",
@@ -79,23 +90,20 @@ def prompt_to_plain(prompt: Prompt) -> dict[str, Any]:
     return plain if isinstance(prompt, Box) else plain | {"type": "slice_box", "axis": prompt.axis}
 
 
-def prompt_from_plain(item: Any, *, max_mask_voxels: int | None = None) -> Prompt:
+def prompt_from_plain(item: Any, read_mask: ReadMask | None = None) -> Prompt:
     """Make a prompt of what `prompt_to_plain` returned.
 
     Args:
         item: Parsed JSON, which may come from anyone.
-        max_mask_voxels: Bound of a mask's grid, `MAX_MASK_VOXELS` by default: a few characters
-            can announce a large one.
+        read_mask: Finds what `write_mask` wrote; held to raise `PromptError` or `ValueError`.
 
     Raises:
-        PromptError: It is malformed or too large.
+        PromptError: It is malformed.
     """
-    limit = MAX_MASK_VOXELS if max_mask_voxels is None else max_mask_voxels
     try:
         kind = item["type"]
-        if kind == "mask" and not math.prod(item["shape"]) <= limit:
-            message = f"Mask prompt has a grid of {item['shape']}; at most {limit} voxels fit."
-            raise PromptError(message)
+        if kind == "mask" and read_mask is not None:
+            return read_mask(item)
         if kind not in _READERS:
             message = f"Prompt type must be one of {', '.join(_READERS)}, got {kind!r}; correct it."
             raise PromptError(message)
@@ -143,13 +151,17 @@ _READERS: Final[dict[str, Callable[[dict[str, Any]], Prompt]]] = {
 
 def _encode_runs(prompt: MaskPrompt) -> list[int]:
     """Return lengths of runs, i fastest; background first (possibly of length 0)."""
-    flat = np.concatenate([[False], prompt.array.ravel(order="F"), [not prompt.array[-1, -1, -1]]])
+    array = prompt.array
+    flat = np.concatenate([[False], array.ravel(order="F"), [not array[-1, -1, -1]]])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     return cast("list[int]", np.diff(ends, prepend=0).tolist())
 
 
 def _decode_runs(runs: list[int], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.bool_]]:
     num_voxels = math.prod(geometry.shape)
+    if num_voxels > MAX_MASK_VOXELS:
+        message = f"Mask prompt has a grid of {geometry.shape}; at most 2^31 voxels fit."
+        raise PromptError(message)
     lengths = [length for length in runs if type(length) is int and 0 <= length <= num_voxels]
     if len(lengths) != len(runs) or sum(lengths) != num_voxels:
         message = f"Mask runs must fill {num_voxels} voxels, got another sum."

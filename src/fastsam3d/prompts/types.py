@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -189,41 +188,99 @@ class Box:
         return Region((i0, j0, k0), (i1, j1, k1))
 
 
-@dataclass(frozen=True, eq=False)
 class MaskPrompt:
-    """A mask to start from: an earlier result or a rough drawing.
+    """A mask to start from: an earlier result or a rough drawing. Immutable.
+
+    Kept as the voxels in the smallest box around the structure, since logs hold many.
+
+    Args:
+        array: Shape (I, J, K); copied, every label counts as structure.
+        geometry: Grid of the array; must be that of the volume it is used on.
 
     Attributes:
-        array: Shape (I, J, K); copied to read-only bool, every label counts as structure.
-        geometry: Grid of the array; must be that of the volume it is used on.
+        geometry: As given.
+        region: The smallest box around the structure; empty without any.
+        part: The mask in that box, bool, read-only.
 
     Raises:
         PromptError: Not 3-D, another shape than the geometry's, or not whole numbers.
     """
 
-    array: NDArray[Any]
-    geometry: Geometry
+    __slots__ = ("_digest", "geometry", "part", "region")
 
-    def __post_init__(self) -> None:
-        """Check the shape and freeze a copy."""
-        given = np.asarray(self.array)
-        if given.shape != self.geometry.shape:
+    geometry: Geometry
+    region: Region
+    part: NDArray[np.bool_]
+    _digest: bytes
+
+    def __init__(self, array: NDArray[Any], geometry: Geometry) -> None:
+        given = np.asarray(array)
+        if given.shape != geometry.shape:
             message = (
-                f"Mask prompt must have the volume's shape {self.geometry.shape}, "
+                f"Mask prompt must have the volume's shape {geometry.shape}, "
                 f"got {given.shape}; resample it onto the volume."
             )
             raise PromptError(message)
         if given.dtype.kind not in "biu":
             message = f"Mask prompt must hold labels, got {given.dtype}; threshold it first."
             raise PromptError(message)
-        frozen = given != 0
-        frozen.setflags(write=False)
-        object.__setattr__(self, "array", frozen)
+        region = _box_around(given)
+        self._set(region, given[region.slices] != 0, geometry)
+
+    @classmethod
+    def of_part(cls, region: Region, part: NDArray[Any], geometry: Geometry) -> Self:
+        """Make a mask prompt of what it holds in a box, without an array of the whole grid.
+
+        Args:
+            region: A box of the grid.
+            part: Shape `region.shape`; copied, every label counts as structure.
+            geometry: The grid.
+
+        Raises:
+            PromptError: The box reaches out of the grid, or the part has another shape.
+        """
+        if region.clip(geometry.shape) != region and not region.is_empty:
+            message = f"Mask prompt at {region} reaches out of a grid of {geometry.shape}; cut it."
+            raise PromptError(message)
+        if part.shape != region.shape:
+            message = f"Mask prompt must have its box's shape {region.shape}, got {part.shape}."
+            raise PromptError(message)
+        tight = _box_around(part)
+        made = cls.__new__(cls)
+        made._set(tight.shift(region.start), part[tight.slices] != 0, geometry)
+        return made
+
+    def _set(self, region: Region, part: NDArray[np.bool_], geometry: Geometry) -> None:
+        part.setflags(write=False)
+        # Kept, since a session looks prompts up by value again and again.
+        digest = hashlib.blake2b(np.packbits(part).tobytes(), digest_size=16).digest()
+        # Empty boxes are equal wherever they lie.
+        region = Region((0, 0, 0), (0, 0, 0)) if region.is_empty else region
+        values = {"region": region, "part": part, "geometry": geometry, "_digest": digest}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: values do not change."""
+        message = f"A mask prompt is immutable, so {name} cannot be set; make another."
+        raise AttributeError(message)
+
+    def __reduce__(self) -> tuple[Any, tuple[Region, NDArray[np.bool_], Geometry]]:
+        """Pickle and copy through the constructor."""
+        return type(self).of_part, (self.region, self.part, self.geometry)
+
+    @property
+    def array(self) -> NDArray[np.bool_]:
+        """The mask on its whole grid, made anew at each access, read-only."""
+        whole = np.zeros(self.geometry.shape, np.bool_)
+        whole[self.region.slices] = self.part
+        whole.setflags(write=False)
+        return whole
 
     @property
     def is_empty(self) -> bool:
         """Whether no voxel is marked; such a prompt says nothing."""
-        return not bool(self.array.any())
+        return self.region.is_empty
 
     def to_voxel(self, geometry: Geometry) -> MaskPrompt:
         """Return the prompt if it lies on the grid of a volume.
@@ -243,13 +300,28 @@ class MaskPrompt:
         """Whether both mark the same voxels of equal grids."""
         if not isinstance(other, MaskPrompt):
             return NotImplemented
-        return self.geometry == other.geometry and np.array_equal(self.array, other.array)
+        return (
+            self.geometry == other.geometry
+            and self.region == other.region
+            and np.array_equal(self.part, other.part)
+        )
 
     def __hash__(self) -> int:
         """Hash by value."""
-        return hash((self.geometry, self._digest))
+        return hash((self.geometry, self.region, self._digest))
 
-    @cached_property
-    def _digest(self) -> bytes:
-        """Kept, since a session looks prompts up by value again and again."""
-        return hashlib.blake2b(np.packbits(self.array).tobytes(), digest_size=16).digest()
+    def __repr__(self) -> str:
+        """Show where the structure is."""
+        return f"MaskPrompt({self.region}, {self.geometry})"
+
+
+def _box_around(array: NDArray[Any]) -> Region:
+    """Return the smallest box around what is not 0; an empty one where everything is."""
+    start, stop = [0, 0, 0], [0, 0, 0]
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        hits = np.flatnonzero((array != 0).any(axis=others))
+        if not len(hits):
+            return Region((0, 0, 0), (0, 0, 0))
+        start[axis], stop[axis] = int(hits[0]), int(hits[-1]) + 1
+    return Region((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

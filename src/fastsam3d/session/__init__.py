@@ -1,8 +1,20 @@
-"""Interactive segmentation of one object: the session and what it is made of."""
+"""Interactive segmentation: sessions of one object, studies of many, and what they are made of."""
 
 from fastsam3d.segmenter import Prediction
+from fastsam3d.session.postprocess import FillHoles, KeepComponent, RemoveSmall, Smooth
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.scale import ScalePolicy
 from fastsam3d.session.session import Session
+from fastsam3d.session.study import Study
 
-__all__ = ["Prediction", "Predictor", "ScalePolicy", "Session"]
+__all__ = [
+    "FillHoles",
+    "KeepComponent",
+    "Prediction",
+    "Predictor",
+    "RemoveSmall",
+    "ScalePolicy",
+    "Session",
+    "Smooth",
+    "Study",
+]

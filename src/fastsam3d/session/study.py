@@ -1,0 +1,499 @@
+"""A study: one volume, many objects, everything undoable, saved after every step.
+
+The study is the place where people work: it orders objects, locks, clean-up steps and undo around
+one `Session`, which answers prompts. Its state is one immutable value that is replaced as a whole,
+so a call that raises leaves everything as it was. One thread at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from fastsam3d.errors import PromptError
+from fastsam3d.io.segmentation import write_segmentation
+from fastsam3d.prompts import MaskPrompt, Point, PromptLog
+from fastsam3d.session.neighbours import negatives_near
+from fastsam3d.session.object_mask import ObjectMask
+from fastsam3d.session.objects import Overlap, StudyObject, StudyState, shown_prediction
+from fastsam3d.session.postprocess import Step, apply_steps
+from fastsam3d.session.session import Session
+from fastsam3d.session.statistics import ObjectStatistics, measure_object
+from fastsam3d.session.study_file import StudyFile, read_study, volume_hash, write_study
+from fastsam3d.session.undo import UndoStack
+from fastsam3d.volume import Mask
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from fastsam3d.io.segmentation import Colour, Terminology
+    from fastsam3d.prompts import Prompt
+    from fastsam3d.segmenter import Prediction
+    from fastsam3d.session.session import Device
+    from fastsam3d.volume import Region, Volume
+
+
+class Study:
+    """Segments many objects of one volume.
+
+    Args:
+        session: Answers prompts; belongs to the study from now on.
+        volume: Not to be changed while the study uses it.
+        overlap: Who owns a voxel that several objects claim, see `StudyState`.
+        locked_negatives: Give the first prompt of an object so many negative points inside
+            locked objects nearby; they are part of its log.
+        autosave: Write the study here after every change; see `save`.
+
+    Example:
+        >>> study = Study.from_pretrained(read_volume("ct.nii.gz"))  # doctest: +SKIP
+        >>> liver = study.add_object("liver")  # doctest: +SKIP
+        >>> study.add(liver, Point.voxel((120, 88, 40))).mask  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        volume: Volume,
+        *,
+        overlap: Overlap = "last_wins",
+        locked_negatives: int = 0,
+        autosave: str | PathLike[str] | None = None,
+    ) -> None:
+        self.session = session
+        self.locked_negatives = locked_negatives
+        self.autosave = None if autosave is None else Path(autosave)
+        self._volume = volume
+        self._volume_hash: str | None = None
+        self._states = UndoStack(StudyState(overlap=overlap))
+        session.set_volume(volume)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        volume: Volume,
+        name_or_path: str | Path = "hr_s",
+        *,
+        device: Device = "auto",
+        **options: Any,
+    ) -> Self:
+        """Make a study with the weights of a registry name or a .safetensors file.
+
+        Args:
+            volume: Not to be changed while the study uses it.
+            name_or_path: As `Session.from_pretrained`.
+            device: As `Session.from_pretrained`.
+            **options: As the constructor.
+
+        Raises:
+            ModelNotFoundError: No such model.
+            CheckpointError: The weights are damaged or do not fit their card.
+            ConfigError: CUDA is asked for and absent, or an option cannot be used.
+        """
+        return cls(Session.from_pretrained(name_or_path, device=device), volume, **options)
+
+    @property
+    def volume(self) -> Volume:
+        """The volume."""
+        return self._volume
+
+    @property
+    def state(self) -> StudyState:
+        """Everything about the objects, as one immutable value."""
+        return self._states.current
+
+    @property
+    def objects(self) -> tuple[StudyObject, ...]:
+        """The objects, in the order of the list."""
+        return self.state.objects
+
+    def log(self, object_id: int) -> PromptLog:
+        """Return what was done to the prompts of an object, with the ids of its prompts.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        return self.state.find(object_id).log
+
+    # Prompts
+
+    def add(self, object_id: int, *prompts: Prompt) -> Prediction:
+        """Give an object prompts, as one step of its log.
+
+        Args:
+            object_id: Which object.
+            prompts: Of any kind, in order.
+
+        Returns:
+            The object as it is shown, with `changed` relative to what the whole study showed
+            before.
+
+        Raises:
+            SessionStateError: There is no such object, or it is locked.
+            PromptError: A prompt does not fit the volume, or none was given.
+            CheckpointError: The model returned logits that are not finite.
+            VolumeWriteError: The answer is there but could not be saved automatically.
+        """
+        item = self.state.find_unlocked(object_id)
+        if not prompts:
+            message = "There is no prompt to answer; add a point, a box, a scribble or a lasso."
+            raise PromptError(message)
+        if not len(item.log):
+            prompts = (*self._neighbour_points(prompts[0]), *prompts)
+        return self._with_log(item, item.log.add(*prompts))
+
+    def remove_prompt(self, object_id: int, *prompt_ids: int) -> Prediction:
+        """Take prompts back as if they had never been given; see `add`.
+
+        Raises:
+            PromptError: There is no such prompt.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        return self._with_log(item, item.log.remove(*prompt_ids))
+
+    def edit_prompt(self, object_id: int, prompt_id: int, prompt: Prompt) -> Prediction:
+        """Replace a prompt in its place; see `add`.
+
+        Raises:
+            PromptError: There is no such prompt, or the new one does not fit the volume.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        return self._with_log(item, item.log.edit(prompt_id, prompt))
+
+    def undo_prompt(self, object_id: int) -> Prediction:
+        """Undo the latest step of one object's log, whatever was done to others since; see `add`.
+
+        Raises:
+            PromptError: Nothing is left to undo.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        return self._with_log(item, item.log.undo())
+
+    def redo_prompt(self, object_id: int) -> Prediction:
+        """Redo what `undo_prompt` undid; see `add`.
+
+        Raises:
+            PromptError: Nothing was undone.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        return self._with_log(item, item.log.redo())
+
+    # Objects
+
+    def add_object(
+        self,
+        name: str | None = None,
+        *,
+        colour: Colour | None = None,
+        terminology: Terminology | None = None,
+    ) -> int:
+        """Add an empty object at the end of the list and return its id.
+
+        Args:
+            name: For people; "Object N" by default.
+            colour: Red, green, blue; by default one that depends on the id alone.
+            terminology: What it is.
+
+        Raises:
+            ConfigError: The name or the colour cannot be used.
+        """
+        given = {"name": name, "colour": colour, "terminology": terminology}
+        fields = {key: value for key, value in given.items() if value is not None}
+        object_id = self.state.next_id
+        self._commit(self.state.added(**fields))
+        return object_id
+
+    def describe(
+        self,
+        object_id: int,
+        *,
+        name: str | None = None,
+        colour: Colour | None = None,
+        terminology: Terminology | None = None,
+    ) -> None:
+        """Rename, recolour or code an object; a locked one too.
+
+        Raises:
+            ConfigError: The name or the colour cannot be used.
+            SessionStateError: There is no such object.
+        """
+        given = {"name": name, "colour": colour, "terminology": terminology}
+        fields: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        self._commit(self.state.with_object(replace(self.state.find(object_id), **fields)))
+
+    def delete(self, object_id: int) -> None:
+        """Delete an object; others show again what it had covered.
+
+        Raises:
+            SessionStateError: There is no such object, it is locked, or it owns locked voxels.
+        """
+        self._commit(self.state.deleted(object_id))
+
+    def move(self, object_id: int, position: int) -> None:
+        """Move an object to a position of the list, from 0; the order says who wins overlaps.
+
+        Raises:
+            SessionStateError: There is no such object or position.
+        """
+        self._commit(self.state.moved(object_id, position))
+
+    def merge(self, object_id: int, *others: int) -> None:
+        """Make one object of what several show; it keeps the first one's id, name and place.
+
+        Its log starts anew with that mask, on which further prompts build.
+
+        Raises:
+            SessionStateError: No other is given, one is not there, is locked, or (unless it is
+                the first) owns locked voxels.
+        """
+        self._commit(self.state.merged((object_id, *others), self._volume.geometry))
+
+    def split(self, object_id: int, point: Point, *, name: str | None = None) -> int:
+        """Make the connected part at a click an object of its own and return its id.
+
+        The logs of both start anew with their masks.
+
+        Raises:
+            PromptError: The click is not on the object, or the object is in one piece.
+            SessionStateError: There is no such object, it is locked, or the part has locked
+                voxels.
+        """
+        i, j, k = np.floor(np.add(point.to_voxel(self._volume.geometry).position, 0.5)).tolist()
+        new_id = self.state.next_id
+        state = self.state.split(object_id, (int(i), int(j), int(k)), self._volume.geometry)
+        if name is not None:
+            state = state.with_object(replace(state.find(new_id), name=name))
+        self._commit(state)
+        return new_id
+
+    # Locks, overlaps, clean-up
+
+    def lock(self, object_id: int) -> None:
+        """Keep an object's voxels exactly as they are shown, whatever is done to others.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self._commit(self.state.locked(object_id))
+
+    def unlock(self, object_id: int) -> None:
+        """Let an object change again.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self._commit(self.state.unlocked(object_id))
+
+    def lock_voxels(self, voxels: Mask | Region) -> None:
+        """Keep the owners of more voxels (none, where there is none) exactly as they are now.
+
+        Args:
+            voxels: A mask on the volume's grid, or a box of the volume.
+
+        Raises:
+            PromptError: The mask lies on another grid.
+        """
+        geometry = self._volume.geometry
+        if isinstance(voxels, Mask):
+            MaskPrompt(voxels.array, voxels.geometry).to_voxel(geometry)
+            added = ObjectMask.cropped(geometry.region, voxels.array)
+        else:
+            inside = voxels.clip(geometry.shape)
+            added = ObjectMask.cropped(inside, np.ones(inside.shape, np.bool_))
+        union = self.state.locked_voxels.union(added)
+        self._commit(self.state.with_locked_voxels(union))
+
+    def unlock_voxels(self) -> None:
+        """Let all locked voxels change again; locked objects stay locked."""
+        self._commit(self.state.with_locked_voxels(ObjectMask.empty()))
+
+    def set_overlap(self, overlap: Overlap) -> None:
+        """Choose who owns a voxel that several objects claim, see `StudyState`.
+
+        Raises:
+            ConfigError: No such policy.
+        """
+        self._commit(replace(self.state, overlap=overlap))
+
+    def set_steps(self, object_id: int, *steps: Step) -> Prediction:
+        """Choose the clean-up steps of an object, in their order; none gives the answer back.
+
+        Returns:
+            As `add`.
+
+        Raises:
+            PromptError: The point of a step lies outside of the volume.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        cleaned = apply_steps(item.answer, steps, self._volume.geometry)
+        return self._show(replace(item, steps=steps, cleaned=cleaned), None)
+
+    # Undo
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a change to take back."""
+        return self._states.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a change to bring back."""
+        return self._states.can_redo
+
+    def undo(self) -> None:
+        """Take the latest change of whatever kind back, exactly and at once.
+
+        Raises:
+            SessionStateError: There is nothing to take back.
+        """
+        self._states.undo()
+        self._autosave()
+
+    def redo(self) -> None:
+        """Bring back what `undo` took.
+
+        Raises:
+            SessionStateError: There is nothing to bring back.
+        """
+        self._states.redo()
+        self._autosave()
+
+    # Results
+
+    def mask(self, object_id: int) -> Mask:
+        """Return an object as it is shown, 0 or 1 on the volume's grid.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self.state.find(object_id)
+        return self._volume.new_mask(self.state.shown[object_id].to_array(self._volume.shape))
+
+    def label_map(self) -> Mask:
+        """Return all objects: each voxel has the id of its object, or 0.
+
+        uint8, or uint16 where an id exceeds 255. Where objects overlap, the later one of the
+        list is seen.
+        """
+        labels = self.state.label_map(self._volume.shape)
+        small = labels.astype(np.uint8) if labels.max(initial=0) <= 255 else labels
+        return self._volume.new_mask(small)
+
+    def statistics(self, object_id: int) -> ObjectStatistics:
+        """Measure an object as it is shown.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self.state.find(object_id)
+        return measure_object(self.state.shown[object_id], self._volume)
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write all objects with names, colours and codes; see `io.segmentation`.
+
+        Args:
+            path: ``.seg.nrrd`` for 3D Slicer, or a label map in any format of `write_mask`.
+
+        Raises:
+            VolumeWriteError: The format cannot hold overlapping objects, or the system refused.
+        """
+        arrays, segments = self.state.layers(self._volume.shape)
+        write_segmentation([self._volume.new_mask(array) for array in arrays], segments, path)
+
+    # Files
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything but the volume and the undo history to one file, whole or not at all.
+
+        The logs hold their own undo history.
+
+        Raises:
+            VolumeWriteError: The system refused; an earlier file is as it was.
+        """
+        if self._volume_hash is None:
+            self._volume_hash = volume_hash(self._volume)
+        contents = StudyFile(
+            state=self.state,
+            volume_hash=self._volume_hash,
+            geometry=self._volume.geometry,
+            model_id=self.session.predictor.model_id,
+        )
+        write_study(contents, path)
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], session: Session, volume: Volume, **options: Any
+    ) -> Self:
+        """Go on with a saved study: the same masks, without running the model.
+
+        Args:
+            path: What `save` wrote.
+            session: Answers further prompts; with other weights than before, an object's mask
+                becomes theirs when its prompts change.
+            volume: The volume that the study was made on.
+            **options: As the constructor, without `overlap`.
+
+        Raises:
+            StudyFileError: The file is damaged, of another version, or of another volume.
+        """
+        contents = read_study(path, volume)
+        study = cls(session, volume, overlap=contents.state.overlap, **options)
+        study._states, study._volume_hash = UndoStack(contents.state), contents.volume_hash
+        return study
+
+    def replay(self) -> tuple[int, ...]:
+        """Compute all answers anew from the logs.
+
+        Returns:
+            Ids of the objects whose answer differs from the kept one: none with the same weights
+            and device.
+
+        Raises:
+            PromptError: A prompt does not fit the volume.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        self.session.reset()
+        return tuple(
+            item.id for item in self.objects if not self._answer(item.log)[0].equals(item.answer)
+        )
+
+    def _neighbour_points(self, prompt: Prompt) -> tuple[Point, ...]:
+        locked = [o.held for o in self.objects if o.held is not None]
+        return negatives_near(prompt, locked, self._volume.geometry, limit=self.locked_negatives)
+
+    def _answer(self, log: PromptLog) -> tuple[ObjectMask, Prediction | None]:
+        if not len(log):
+            return ObjectMask.empty(), None
+        prediction = self.session.predict(log.prompts)
+        return ObjectMask.of(prediction), prediction
+
+    def _with_log(self, item: StudyObject, log: PromptLog) -> Prediction:
+        answer, prediction = self._answer(log)
+        changed = replace(
+            item,
+            log=log,
+            answer=answer,
+            cleaned=apply_steps(answer, item.steps, self._volume.geometry),
+            quality=0.0 if prediction is None else prediction.predicted_quality,
+        )
+        return self._show(changed, prediction)
+
+    def _show(self, item: StudyObject, prediction: Prediction | None) -> Prediction:
+        before, state = self.state, self.state.with_object(item)
+        self._commit(state)
+        return shown_prediction(self._volume, state, before, item.id, prediction)
+
+    def _commit(self, state: StudyState) -> None:
+        self._states.push(state)
+        self._autosave()
+
+    def _autosave(self) -> None:
+        if self.autosave is not None:
+            self.save(self.autosave)
