@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -96,7 +96,8 @@ def sparse_attention(
     if chosen == "sdpa" and len(tasks) == 1:
         return groups.attend_single(q, k, v, tasks[0], scale)
     biases = [task.bias_HGG for task in tasks]
-    return _BranchMix.apply(q, k, v, chosen, tilings, scale, *biases)
+    # torch types this call loosely.
+    return cast("Any", _BranchMix).apply(q, k, v, chosen, tilings, scale, *biases)
 
 
 def choose_attention(config: ModelConfig, index: int) -> Attend:
@@ -109,10 +110,10 @@ def choose_attention(config: ModelConfig, index: int) -> Attend:
     """
     if config.attention == DENSE:
         return functional.scaled_dot_product_attention
-    pattern = SparsePattern.parse(config.attention)
+    side, pattern = config.grid_size, SparsePattern.parse(config.attention)
     if index % 2:
         pattern = pattern.shifted()
-    return partial(sparse_attention, grid=(config.grid_size,) * 3, pattern=pattern)
+    return partial(sparse_attention, grid=(side, side, side), pattern=pattern)
 
 
 def _attend_reference(
@@ -158,12 +159,14 @@ class _BranchMix(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Any, ...]:
         path, tilings, scale = ctx.settings
         q, k, v, out, total, *biases = ctx.saved_tensors
         tasks = [BranchTask(*pair) for pair in zip(tilings, biases, strict=True)]
         saved = (q, k, v, out, total)
-        dq, dk, dv, bias_grads = _engine(path).backward(grad, saved, tasks, scale)
+        dq, dk, dv, bias_grads = _engine(path).backward(grads[0], saved, tasks, scale)
         return dq, dk, dv, None, None, None, *bias_grads
 
 

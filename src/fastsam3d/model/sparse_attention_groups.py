@@ -106,7 +106,7 @@ def backward(
 def to_groups(x_BHTC: Tensor, tiling: Tiling, *, fill: float = 0.0) -> Tensor:
     """Bring the tokens of each group together: (B, H, T, C) to (N, H, G, C), edges filled."""
     batch, heads, _, channels = x_BHTC.shape
-    x = x_BHTC.unflatten(2, tiling.grid)
+    x = x_BHTC.reshape(batch, heads, *tiling.grid, channels)
     if tiling.is_padded:
         pads = [side for axis in reversed(tiling.axes) for side in axis.padding]
         x = functional.pad(x, (0, 0, *pads), value=fill)

@@ -124,8 +124,10 @@ class Branch:
     def _fit_axis(self, axis: int, size: int) -> AxisTiling:
         side, step, shift = self.segment[axis], self.dilation[axis], self.shift[axis]
         if side == 0 or side >= size + shift:
-            # One segment holds the axis: where it starts only renames the residue classes.
-            side, shift = -(-size // step) * step, 0
+            # One segment holds the axis: where it starts only renames the residue classes, and
+            # more classes than tokens would be empty.
+            step, shift = min(step, size), 0
+            side = -(-size // step) * step
         return AxisTiling(size=size, segment=side, dilation=step, shift=shift)
 
 
@@ -154,14 +156,14 @@ class SparsePattern:
         """Mix cubic segments of growing side and dilation, (side, dilation) each."""
         return cls(
             branches=tuple(
-                Branch(segment=(side,) * 3, dilation=(step,) * 3) for side, step in pairs
+                Branch(segment=_cube(side), dilation=_cube(step)) for side, step in pairs
             )
         )
 
     @classmethod
     def window(cls, side: int, *, shift: int = 0) -> SparsePattern:
         """Cubic windows that do not overlap."""
-        return cls(branches=(Branch(segment=(side,) * 3, shift=(shift,) * 3),))
+        return cls(branches=(Branch(segment=_cube(side), shift=_cube(shift)),))
 
     @classmethod
     def axial(cls) -> SparsePattern:
@@ -208,6 +210,10 @@ class SparsePattern:
     def fit(self, grid: Grid) -> tuple[Tiling, ...]:
         """Cut a grid once per branch."""
         return tuple(branch.fit(grid) for branch in self.branches)
+
+
+def _cube(side: int) -> Grid:
+    return side, side, side
 
 
 def triple(items: Iterable[_T]) -> tuple[_T, _T, _T]:
