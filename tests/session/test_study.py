@@ -291,6 +291,21 @@ def test_undo_ends_at_the_start_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         study.undo()
 
 
+def test_undo_of_large_masks_is_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    (a,) = with_masks(study, A)
+    monkeypatch.setattr("fastsam3d.session.undo.MAX_UNDO_BYTES", 1000)  # A alone has 512
+    for n in range(3):
+        study.describe(a, name=f"name {n}")  # shares all masks with the state before
+    study.undo()
+    study.undo()
+    study.add(a, MaskPrompt(B, study.volume.geometry))
+    study.add(a, MaskPrompt(C, study.volume.geometry))
+    study.undo()
+    assert shown(study, a)[12, 3, 3] == 1
+    assert not study.can_undo
+
+
 def test_a_call_that_fails_changes_nothing() -> None:
     study = make_study()
     (a,) = with_masks(study, A)

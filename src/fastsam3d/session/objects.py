@@ -26,7 +26,7 @@ from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -153,6 +153,12 @@ class StudyState:
             if self.overlap != "allow":
                 taken.append(mask)
         return shown
+
+    def masks(self) -> Iterator[ObjectMask]:
+        """Iterate over all masks that the state holds; some more than once."""
+        yield self.locked_voxels
+        for item in self.objects:
+            yield from (item.answer, item.cleaned, item.pinned, self.shown[item.id])
 
     def find(self, object_id: int) -> StudyObject:
         """Return an object by its id.

@@ -73,7 +73,7 @@ class Session:
         if policy is None:
             policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
         self._policy = policy
-        self.drawn = DrawnPolicy()
+        self._drawn = DrawnPolicy()
         self._cache = EmbeddingCache(cache_bytes)
         self._volume: Volume | None = None
         self._volume_id = -1
@@ -119,6 +119,16 @@ class Session:
     @policy.setter
     def policy(self, policy: ScalePolicy) -> None:
         self._policy = policy
+        self._states.clear()
+
+    @property
+    def drawn(self) -> DrawnPolicy:
+        """How drawn prompts are played; answers of another policy are forgotten."""
+        return self._drawn
+
+    @drawn.setter
+    def drawn(self, policy: DrawnPolicy) -> None:
+        self._drawn = policy
         self._states.clear()
 
     @property
@@ -250,7 +260,7 @@ class Session:
         played: list[Prediction] = []
         for count in range(0 if state is None else len(state.prompts), len(prompts)):
             part = PromptSet(prompts.prompts[: count + 1])
-            state = play_prompt(self._play_round, state, part, volume.geometry, self.drawn)
+            state = play_prompt(self._play_round, state, part, volume.geometry, self._drawn)
             self._states.put(state)
             played.append(state.prediction)
         answer = replace(

@@ -67,7 +67,7 @@ class Study:
         self.autosave = None if autosave is None else Path(autosave)
         self._volume = volume
         self._volume_hash: str | None = None
-        self._states = UndoStack(StudyState(overlap=overlap))
+        self._states = UndoStack(StudyState(overlap=overlap), StudyState.masks)
         session.set_volume(volume)
 
     @classmethod
@@ -445,7 +445,8 @@ class Study:
         """
         contents = read_study(path, volume)
         study = cls(session, volume, overlap=contents.state.overlap, **options)
-        study._states, study._volume_hash = UndoStack(contents.state), contents.volume_hash
+        study._states = UndoStack(contents.state, StudyState.masks)
+        study._volume_hash = contents.volume_hash
         return study
 
     def replay(self) -> tuple[int, ...]:
