@@ -134,6 +134,14 @@ def gather(options: argparse.Namespace, given: list[str]) -> list[dict[str, Any]
     return [json.loads(line) for line in lines]
 
 
+def _device(name: str) -> str:
+    if name != "cuda":
+        return f"{name} ({platform.machine()})"
+    import torch  # noqa: PLC0415
+
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+
+
 def macro(rows: list[dict[str, Any]]) -> tuple[list[float], dict[str, list[float]]]:
     """Return mean Dice after each click: over targets, then structures, then sources."""
     found: defaultdict[str, defaultdict[str, list[list[float]]]] = defaultdict(
@@ -173,7 +181,7 @@ def main() -> int:
         "command": shlex.join(["python", "benchmarks/session_policies.py", *sys.argv[1:]]),
         "commit": options.commit,
         "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{options.device} ({platform.machine()})",
+        "device": _device(options.device),
         "model": options.model,
         "note": "Chosen on these cases, hence no independent test of the choice.",
         "policies": {},
