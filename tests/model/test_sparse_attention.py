@@ -175,19 +175,21 @@ def test_saved_memory_is_linear_in_tokens() -> None:
     assert saved_bytes(16) == 8 * saved_bytes(8)
 
 
-def test_half_precision_errs_no_more_than_dense_attention_does() -> None:
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_half_precision_errs_no_more_than_dense_attention_does(with_bias: bool) -> None:
     torch.manual_seed(0)
     grid: Grid = (6, 7, 8)
     rounded = [torch.randn(1, 2, 336, 16).bfloat16() for _ in range(3)]
     exact = [x.float() for x in rounded]
+    bias = random_bias(2, grid) if with_bias else None
 
-    def error(pattern: SparsePattern) -> float:
-        low = sparse_attention(*rounded, grid=grid, pattern=pattern).float()
-        high = sparse_attention(*exact, grid=grid, pattern=pattern)
+    def error(pattern: SparsePattern, bias: RelativeBias | None) -> float:
+        low = sparse_attention(*rounded, grid=grid, pattern=pattern, bias=bias).float()
+        high = sparse_attention(*exact, grid=grid, pattern=pattern, bias=bias)
         assert low.isfinite().all()
         return float((low - high).norm() / high.norm())
 
-    assert error(SparsePattern.dilated()) < 1.5 * error(SparsePattern.dense())
+    assert error(SparsePattern.dilated(), bias) < 1.5 * error(SparsePattern.dense(), None)
 
 
 def test_large_scores_stay_finite() -> None:

@@ -39,6 +39,7 @@ def attend_single(q: Tensor, k: Tensor, v: Tensor, task: BranchTask, scale: floa
     """Attend within the groups of one branch, all (B, H, T, C); differentiable as it stands."""
     grouped = (to_groups(x, task.tiling) for x in (q, k, v))
     mask = _score_mask(task, q)
+    mask = None if mask is None else mask.to(q.dtype)
     out = functional.scaled_dot_product_attention(*grouped, attn_mask=mask, scale=scale)
     return from_groups(out, task.tiling, q.shape[0])
 
@@ -131,14 +132,15 @@ def from_groups(x_NHGC: Tensor, tiling: Tiling, batch: int) -> Tensor:
 
 def _score_mask(task: BranchTask, like: Tensor) -> Tensor | None:
     """Return what to add to scores, broadcastable to (N, H, G, G), or None for nothing."""
-    bias = None if task.bias_HGG is None else task.bias_HGG.to(like.dtype)[None]
+    dtype = _wide(like.dtype)
+    bias = None if task.bias_HGG is None else task.bias_HGG.to(dtype)[None]
     if not task.tiling.is_padded:
         return bias
     batch, _, tokens, _ = like.shape
     # Finite, so that a group without any token yields numbers (cut off later), not NaN.
     low = torch.finfo(like.dtype).min / 4
-    ones = like.new_zeros(1, 1, tokens, 1)
-    edge = to_groups(ones, task.tiling, fill=low)[..., 0][:, :, None, :]
+    real = like.new_zeros(1, 1, tokens, 1, dtype=dtype)
+    edge = to_groups(real, task.tiling, fill=low)[..., 0][:, :, None, :]
     edge = edge.repeat(batch, 1, 1, 1)
     return edge if bias is None else bias + edge
 
@@ -169,6 +171,11 @@ def _attend_back(
     return dq * scale, dk * scale, weights.to(v.dtype).transpose(-1, -2) @ grad
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of scores: float32 for half types."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _for_cpu(mask: Tensor | None, q: Tensor) -> Tensor | None:
     # The CPU kernel reads masks by their strides, which expanding leaves at zero.
     return None if mask is None else mask.expand(*q.shape[:3], q.shape[2])
@@ -181,7 +188,7 @@ def _bias_grad(
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    scores = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    scores = ((q * scale) @ k.transpose(-1, -2)).to(_wide(q.dtype))
     return scores if mask is None else scores + mask
 
 
