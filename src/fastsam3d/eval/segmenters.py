@@ -82,6 +82,12 @@ def _ball(argument: str, _device: str) -> Baseline:
         raise ConfigError(f"ball:MM wants a radius in mm, got {argument!r}.") from error
 
 
+def _sam2d(argument: str, device: str) -> Baseline:
+    from fastsam3d.eval.baselines.sam2d import create_sam2d  # noqa: PLC0415 - loads transformers
+
+    return create_sam2d(argument, device)
+
+
 def _plain(kind: Callable[[], Baseline]) -> Callable[[str, str], Baseline]:
     def make(argument: str, _device: str) -> Baseline:
         if argument:
@@ -96,5 +102,6 @@ BASELINES: dict[str, Callable[[str, str], Baseline]] = {
     "region_growing": _plain(RegionGrowing),
     "random_walker": _plain(RandomWalker),
     "watershed": _plain(WatershedBasin),
+    "sam2d": _sam2d,
 }
 """How each baseline is made of (argument, device)."""
