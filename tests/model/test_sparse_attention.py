@@ -187,7 +187,7 @@ def test_half_precision_errs_no_more_than_dense_attention_does(with_bias: bool) 
         low = sparse_attention(*rounded, grid=grid, pattern=pattern, bias=bias).float()
         high = sparse_attention(*exact, grid=grid, pattern=pattern, bias=bias)
         assert low.isfinite().all()
-        return float((low - high).norm() / high.norm())
+        return float((low - high).detach().norm() / high.detach().norm())
 
     assert error(SparsePattern.dilated(), bias) < 1.5 * error(SparsePattern.dense(), None)
 
