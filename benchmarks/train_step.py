@@ -22,7 +22,7 @@ from fastsam3d.model.config import MODEL_CONFIGS
 from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
-from fastsam3d.train.generator import BatchDrawer
+from fastsam3d.train.drawing import BatchDrawer
 from fastsam3d.train.loop import Trainer
 from fastsam3d.train.pack import load_pack
 from fastsam3d.train.shapes import draw_shapes, fill_labels, fill_labels_reference

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastsam3d.errors import DatasetError
+from fastsam3d.errors import ConfigError, DatasetError
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, draw_axis_matrices
-from fastsam3d.train.generator import BatchDrawer, DrawnBatch, Renderer, _positions
+from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
+from fastsam3d.train.rendering import Renderer, _positions
 from fastsam3d.train.shapes import (
     PRIMITIVE_ID0,
     REGION_ID0,
@@ -145,3 +146,22 @@ def test_axis_matrices_without_artefacts_are_the_identity() -> None:
     matrices = torch.from_numpy(draw_axis_matrices(np.random.default_rng(0), 2, SIZE, config))
     image = torch.randn(2, SIZE, SIZE, SIZE)
     torch.testing.assert_close(apply_axis_matrices(image, matrices), image)
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 0), (0, 0, 3), (0, 3, 0), (3, 0, 2)])
+def test_any_stream_may_be_left_out(bank: TrainingBank, counts: tuple[int, int, int]) -> None:
+    shapes, painted, real = counts
+    config = replace(CONFIG, num_shapes=shapes, num_painted=painted, num_real=real)
+    batch = Renderer(bank, config).render(BatchDrawer(bank, config, seed=1).draw())
+    assert batch.image.shape[0] == sum(counts)
+    assert torch.isfinite(batch.image).all()
+    assert batch.weights.sum() > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_real": -1}, {"num_painted": 0, "num_real": 0}, {"num_targets": 0}, {"min_share": 0.7}],
+)
+def test_a_generator_that_cannot_work_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        replace(CONFIG, **change)

@@ -13,14 +13,8 @@ from fastsam3d.preprocess.intensity import normalise
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, stretch
-from fastsam3d.train.generator import (
-    MODE_LABEL,
-    MODE_NESTED,
-    BatchDrawer,
-    DrawnBatch,
-    _choose_targets,
-    _degrade_and_normalise,
-)
+from fastsam3d.train.drawing import MODE_LABEL, MODE_NESTED, BatchDrawer, DrawnBatch
+from fastsam3d.train.rendering import _choose_targets, _degrade_and_normalise
 from fastsam3d.train.shapes import (
     FIELD_SIDE,
     MAX_REGIONS,

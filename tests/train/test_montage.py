@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastsam3d.train.generator import TrainingBatch
 from fastsam3d.train.montage import COLOURS, CROSS_COLOUR, montage
+from fastsam3d.train.rendering import TrainingBatch
 
 SIZE = 16
 TILE = SIZE + 2  # a black gap of two pixels follows every slice

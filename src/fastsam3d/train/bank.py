@@ -2,7 +2,7 @@
 
 Images are kept as float16 with averaged halves of themselves (mip levels) so that a coarse ROI is
 sampled without aliasing, as inference does; id maps are kept as uint8. The CPU side draws which
-object to show and where; the device side gathers voxels (`generator.py`).
+object to show and where; the device side gathers voxels (`rendering`).
 
 Coordinates: voxels of the case (centres are integers). A map of factor f has its voxel n centred
 at ``(n + 0.5) * f - 0.5``.

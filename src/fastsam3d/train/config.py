@@ -8,7 +8,7 @@ from typing import Any
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.train.degrade import DegradeConfig
-from fastsam3d.train.generator import GeneratorConfig
+from fastsam3d.train.drawing import GeneratorConfig
 from fastsam3d.train.shapes import ShapesConfig
 
 MAX_POINTS = 8

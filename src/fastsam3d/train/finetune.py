@@ -22,7 +22,7 @@ from fastsam3d.model.card import WeightsCard, read_card
 from fastsam3d.model.config import ModelConfig
 from fastsam3d.model.registry import find_weights
 from fastsam3d.train.config import RunConfig
-from fastsam3d.train.generator import GeneratorConfig
+from fastsam3d.train.drawing import GeneratorConfig
 from fastsam3d.train.held_out import check_measurable, compare
 from fastsam3d.train.launch import (
     Process,

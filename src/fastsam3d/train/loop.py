@@ -23,8 +23,9 @@ from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.train import foreach
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig, rate_factor
-from fastsam3d.train.generator import BatchDrawer, DrawnBatch, Renderer
+from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
 from fastsam3d.train.muon import Muon, is_muon_parameter
+from fastsam3d.train.rendering import Renderer
 from fastsam3d.train.state import load_state, save_state
 from fastsam3d.train.task import LossParts, SegmentationTask
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
-from fastsam3d.train.generator import BatchDrawer, Renderer, TrainingBatch
+from fastsam3d.train.drawing import BatchDrawer
 from fastsam3d.train.pack import load_pack
+from fastsam3d.train.rendering import Renderer, TrainingBatch
 
 COLOURS = ((255, 60, 60), (80, 140, 255))
 CROSS_COLOUR = (255, 255, 0)

@@ -21,8 +21,8 @@ from fastsam3d.model.hr import HighResSam3D, previous_mask_map
 from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
 from fastsam3d.train.config import MAX_POINTS, RunConfig
-from fastsam3d.train.generator import TrainingBatch, Wrap
 from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss
+from fastsam3d.train.rendering import TrainingBatch, Wrap
 
 # Targets of a voxel or two survive the halving of the grid when a third of a cell suffices.
 HALF_GRID_SHARE = 0.3

@@ -1,0 +1,330 @@
+"""Drawing of training ROIs: which object, which pose, which shapes; small arrays, no voxels.
+
+A batch is made in two steps: `BatchDrawer.draw` chooses on the CPU, `rendering.Renderer` makes
+voxels of it on the device. Every ROI is centred on a voxel of its first target, as inference
+centres the ROI on the first click.
+
+Shape legend: B batch, M targets per ROI, S ROI side, L ids (`NUM_IDS`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.train.bank import BankCase, BankMap, Target, TrainingBank
+from fastsam3d.train.degrade import DegradeConfig, draw_axis_matrices
+from fastsam3d.train.shapes import (
+    MAX_REGIONS,
+    NUM_IDS,
+    PRIMITIVE_ID0,
+    WARP_SIDE,
+    ShapesConfig,
+    draw_shapes,
+    log_uniform,
+)
+
+COARSE_WARP_SIDE = 5
+MODE_OBJECT, MODE_LABEL, MODE_NESTED = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """What one batch holds and how it is varied.
+
+    Attributes:
+        size: ROI side in voxels.
+        num_shapes: ROIs of pure shapes.
+        num_painted: ROIs painted on real label maps.
+        num_real: ROIs of real images.
+        share_supervoxel: Share of the real ROIs whose targets are supervoxels.
+        share_lesion: Share of the real ROIs with a painted lesion as target.
+        num_targets: Targets per ROI.
+        object_share: Range of object extent over ROI side (log-uniform); above 1 it is cut off.
+        rotation_deg: Standard deviation of the rotation of real images and of painted maps.
+        warp_voxels: Largest standard deviation of the displacement, of real and painted ROIs.
+        modes: Probabilities of one object, all objects of a label, and an object with what lies
+            inside it or beside it.
+        min_share: Fewest target voxels over ROI voxels.
+        max_share: Most target voxels over ROI voxels.
+        share_cut_view: Share of ROIs whose scan ends inside the ROI, per face.
+        shapes: Ranges of the synthetic shapes.
+        degrade: Ranges of the artefacts.
+    """
+
+    size: int = 128
+    num_shapes: int = 5
+    num_painted: int = 6
+    num_real: int = 13
+    share_supervoxel: float = 0.3
+    share_lesion: float = 0.1
+    num_targets: int = 2
+    object_share: tuple[float, float] = (0.07, 1.3)
+    rotation_deg: tuple[float, float] = (12.0, 50.0)
+    warp_voxels: tuple[float, float] = (2.5, 5.0)
+    modes: tuple[float, float, float] = (0.6, 0.25, 0.15)
+    min_share: float = 1.5e-5
+    max_share: float = 0.6
+    share_cut_view: float = 0.07
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+
+    def __post_init__(self) -> None:
+        """Check what would fail late or silently."""
+        counts = (self.num_shapes, self.num_painted, self.num_real)
+        if min(counts) < 0 or self.num_painted + self.num_real < 1 or self.num_targets < 1:
+            msg = (
+                "num_shapes, num_painted and num_real must not be negative, and num_painted + "
+                f"num_real and num_targets at least 1, got {counts} and {self.num_targets}."
+            )
+            raise ConfigError(msg)
+        if not 0 < self.min_share < self.max_share <= 1:
+            msg = (
+                "The target's share of the ROI must rise from min_share to max_share within 0..1, "
+                f"got {self.min_share} and {self.max_share}."
+            )
+            raise ConfigError(msg)
+
+    @property
+    def batch_size(self) -> int:
+        """ROIs of one batch."""
+        return self.num_shapes + self.num_painted + self.num_real
+
+
+@dataclass
+class DrawnBatch:
+    """Everything `render` needs beside the bank: small arrays, pinned and copied in one go.
+
+    Rows are ordered shapes, painted, real. P = painted + real, Q = shapes + painted.
+
+    Attributes:
+        image_offset, image_shape, image_scale: Per real ROI, the mip level to sample: first
+            element, shape (3) and voxels of the level per case voxel (3).
+        map_offset, map_shape, map_scale: Per P ROI, the same for the id map.
+        centre: Case voxel at the ROI centre (P, 3).
+        axes: Case voxels per ROI voxel (P, 3, 3).
+        coarse_warp, fine_warp: Displacements in ROI voxels (P, 3, G, G, G).
+        first_id: Id of the first target (B,), 0 to take the one at the ROI centre.
+        partner_id: Further id joined to the first target (B,), 0 for none.
+        value_of_id: Label value of every id (B, L).
+        parent_of_id: Enclosing id of every id (B, L), -1 for none.
+        mode: How an id becomes a target (B, M).
+        primitives, shape_warp, zoom, num_fields: See `fill_labels`; rows for all B.
+        is_ct: Per real ROI.
+        is_lesion: Per real ROI.
+        axis_matrices: Blur and slice profiles (B, 3, S, S).
+        view_start, view_stop: The ROI voxels that the scan covers (B, 3).
+    """
+
+    image_offset: Tensor
+    image_shape: Tensor
+    image_scale: Tensor
+    map_offset: Tensor
+    map_shape: Tensor
+    map_scale: Tensor
+    centre: Tensor
+    axes: Tensor
+    coarse_warp: Tensor
+    fine_warp: Tensor
+    first_id: Tensor
+    partner_id: Tensor
+    value_of_id: Tensor
+    parent_of_id: Tensor
+    mode: Tensor
+    primitives: Tensor
+    shape_warp: Tensor
+    zoom: Tensor
+    num_fields: Tensor
+    is_ct: Tensor
+    is_lesion: Tensor
+    axis_matrices: Tensor
+    view_start: Tensor
+    view_stop: Tensor
+
+    def to(self, device: torch.device | str) -> DrawnBatch:
+        """Copy to a device, without waiting where the memory is pinned."""
+        moved = {
+            item.name: getattr(self, item.name).to(device, non_blocking=True)
+            for item in fields(self)
+        }
+        return DrawnBatch(**moved)
+
+    def pin(self) -> DrawnBatch:
+        """Return the batch in pinned memory."""
+        return DrawnBatch(**{i.name: getattr(self, i.name).pin_memory() for i in fields(self)})
+
+
+class BatchDrawer:
+    """Draw batches on the CPU; one drawer per process, seeded."""
+
+    def __init__(self, bank: TrainingBank, config: GeneratorConfig, *, seed: int) -> None:
+        self.bank = bank
+        self.config = config
+        self.rng = np.random.default_rng(seed)
+
+    def draw(self) -> DrawnBatch:
+        """Draw one batch."""
+        config, rng = self.config, self.rng
+        batch = config.batch_size
+        shapes = draw_shapes(rng, batch, config.shapes)
+        parents = np.full((batch, NUM_IDS), -1, np.int64)
+        drawn = shapes.parents >= 0
+        parents[:, PRIMITIVE_ID0:][drawn] = shapes.parents[drawn] + PRIMITIVE_ID0
+        values = np.tile(np.arange(NUM_IDS, dtype=np.int64), (batch, 1))
+        values[:, PRIMITIVE_ID0:] = PRIMITIVE_ID0 + shapes.groups
+        posed, lesions = self._draw_posed(shapes.primitives, values)
+        first = np.zeros(batch, np.int64)
+        partner = np.zeros(batch, np.int64)
+        first[config.num_shapes :] = posed.pop("first_id")
+        partner[config.num_shapes :] = posed.pop("partner_id")
+        start, stop = self._draw_view()
+        mode = rng.choice(3, (batch, config.num_targets), p=config.modes)
+        return DrawnBatch(
+            **{key: _tensor(value) for key, value in posed.items()},
+            first_id=_tensor(first),
+            partner_id=_tensor(partner),
+            value_of_id=_tensor(values),
+            parent_of_id=_tensor(parents),
+            mode=_tensor(mode),
+            primitives=_tensor(shapes.primitives),
+            shape_warp=_tensor(
+                rng.standard_normal((batch, 3, WARP_SIDE, WARP_SIDE, WARP_SIDE))
+                * rng.uniform(0, config.shapes.warp, (batch, 1, 1, 1, 1))
+            ),
+            zoom=_tensor(rng.uniform(0.2, 1.0, batch)),
+            num_fields=_tensor(rng.integers(2, MAX_REGIONS + 1, batch)),
+            is_lesion=_tensor(lesions),
+            axis_matrices=_tensor(draw_axis_matrices(rng, batch, config.size, config.degrade)),
+            view_start=_tensor(start),
+            view_stop=_tensor(stop),
+        )
+
+    def _draw_posed(
+        self, primitives: NDArray[np.float32], values: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """Draw the ROIs that show a case; marks lesions in `primitives` and `values` in place."""
+        config, rng = self.config, self.rng
+        rows: list[dict[str, Any]] = []
+        lesions = np.zeros(config.num_real, np.bool_)
+        for p in range(config.num_painted + config.num_real):
+            b, r = config.num_shapes + p, p - config.num_painted
+            if r < 0:
+                case, bank_map, target = self.bank.draw_painted(rng)
+            elif rng.random() < config.share_supervoxel:
+                case, bank_map, target = self.bank.draw_supervoxel(rng)
+            else:
+                case, bank_map, target = self.bank.draw_labelled(rng)
+            values[b, : len(bank_map.value_of_id)] = bank_map.value_of_id
+            if r >= 0:
+                lesions[r] = rng.random() < config.share_lesion
+                self._make_lesion(primitives[b], values[b], is_lesion=bool(lesions[r]))
+            rows.append(self._pose(case, bank_map, target, is_real=r >= 0))
+            if r >= 0 and lesions[r]:
+                rows[-1].update(first_id=0, partner_id=0)
+        real = rows[config.num_painted :]
+        shared = [key for key in rows[0] if "image" not in key]
+        columns = {key: np.stack([row[key] for row in rows]) for key in shared}
+        empty = {"image_offset": (0,), "image_shape": (0, 3), "image_scale": (0, 3)}
+        columns |= {
+            key: np.stack([row[key] for row in real]) if real else np.zeros(shape, np.int64)
+            for key, shape in empty.items()
+        }
+        columns["is_ct"] = columns["is_ct"][config.num_painted :]
+        return columns, lesions
+
+    def _make_lesion(
+        self, primitives: NDArray[np.float32], values: NDArray[np.int64], *, is_lesion: bool
+    ) -> None:
+        """Keep up to three blobs around the ROI centre as one object, or no primitive at all."""
+        rng = self.rng
+        primitives[:, 9:12] = 100.0
+        if not is_lesion:
+            return
+        radius = log_uniform(rng, (0.06, 0.4))
+        for row in range(int(rng.integers(1, 4))):
+            axes = radius * np.exp(rng.uniform(-0.4, 0.4, 3))
+            primitives[row, :9] = (_random_rotation(rng, 60.0) / axes[:, None]).ravel()
+            primitives[row, 9:12] = rng.uniform(-0.5, 0.5, 3) * radius
+            primitives[row, 12:] = (0.0, 2.0, 0.0, 1.0)
+            values[PRIMITIVE_ID0 + row] = PRIMITIVE_ID0
+
+    def _pose(
+        self, case: BankCase, bank_map: BankMap, target: Target, *, is_real: bool
+    ) -> dict[str, Any]:
+        config, rng = self.config, self.rng
+        share = log_uniform(rng, config.object_share)
+        finest, view_mm = case.spacing_mm.min(), (case.spacing_mm * case.shape).max()
+        # Not finer than interpolation is worth, not so coarse that most of the ROI is padding.
+        scale = np.clip(target.extent_mm / (config.size * share), 0.4 * finest, None)
+        scale = min(scale, max(1.6 * view_mm / config.size, 0.4 * finest))
+        pose = _random_rotation(rng, config.rotation_deg[0 if is_real else 1])
+        pose = pose @ _random_turn(rng) @ np.diag(np.exp(rng.uniform(-0.12, 0.12, 3)))
+        axes = pose * scale / case.spacing_mm[:, None]
+        seed = target.seeds[rng.integers(len(target.seeds))]
+        partners = target.neighbours if rng.random() < config.modes[2] else ()
+        warp = rng.uniform(0, config.warp_voxels[0 if is_real else 1])
+        side = COARSE_WARP_SIDE
+        row: dict[str, Any] = {
+            "map_offset": np.int64(bank_map.grid.offset),
+            "map_shape": np.asarray(bank_map.grid.shape, np.int64),
+            "map_scale": np.asarray(bank_map.grid.factor, np.float32),
+            "centre": seed,
+            "axes": axes.astype(np.float32),
+            "coarse_warp": _noise(rng, (3, side, side, side), warp),
+            "fine_warp": _noise(rng, (3, WARP_SIDE, WARP_SIDE, WARP_SIDE), 0.4 * warp),
+            "first_id": np.int64(target.object_id),
+            "partner_id": np.int64(partners[rng.integers(len(partners))] if partners else 0),
+            "is_ct": np.bool_(case.is_ct),
+        }
+        if is_real:
+            step = scale / finest
+            usable = [m for m in case.mips if min(m.factor) <= max(step / 1.1, 1.0)]
+            mip = usable[-1]
+            row["image_offset"] = np.int64(mip.offset)
+            row["image_shape"] = np.asarray(mip.shape, np.int64)
+            row["image_scale"] = np.asarray(mip.factor, np.float32)
+        return row
+
+    def _draw_view(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw where the scan begins and ends within the ROI; the centre is always covered."""
+        config, rng = self.config, self.rng
+        shape = (config.batch_size, 3)
+        cut = rng.random(shape) < config.share_cut_view
+        half = config.size // 2
+        start = np.where(cut, rng.integers(0, half - 2, shape), 0)
+        cut = rng.random(shape) < config.share_cut_view
+        stop = np.where(cut, config.size - rng.integers(0, half - 3, shape), config.size)
+        return start, stop
+
+
+def _random_rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:
+    """Return a rotation whose angle about each axis is normal with this deviation."""
+    a, b, c = np.deg2rad(rng.normal(0, degrees, 3))
+    ra = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    rb = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    rc = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return ra @ rb @ rc
+
+
+def _random_turn(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return a random flip of each axis, and half of the time a permutation of the axes."""
+    turn = np.diag(rng.choice([-1.0, 1.0], 3))
+    return turn[rng.permutation(3)] if rng.random() < 0.5 else turn
+
+
+def _noise(
+    rng: np.random.Generator, shape: tuple[int, ...], deviation: float
+) -> NDArray[np.float32]:
+    return (deviation * rng.standard_normal(shape)).astype(np.float32)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return torch.as_tensor(np.ascontiguousarray(array))
