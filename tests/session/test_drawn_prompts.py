@@ -68,7 +68,7 @@ def test_a_drawing_starts_with_its_middle_and_goes_on_where_the_mask_disagrees()
     session = make_session()
     session.add(Scribble.voxel([(22, 30, 30), (38, 30, 30), (55, 30, 30)], axis=2))
     # The ball ends at 39 and the first point adds a ball up to 40, its middle is given next.
-    assert given_to_model(session) == [([38, 30, 30], True), ([48, 30, 30], True)]
+    assert given_to_model(session)[:2] == [([38, 30, 30], True), ([48, 30, 30], True)]
 
 
 def test_a_drawing_that_agrees_with_the_mask_asks_the_model_nothing() -> None:
@@ -108,7 +108,7 @@ def test_a_loosely_drawn_lasso_claims_nothing_near_its_outline() -> None:
     session = make_session()
     session.add_point((30, 30, 30))
     count = len(session.predictor.model.decoded)
-    for reach in (8, 11):  # the ball's radius is 9.3
+    for reach in (9, 11):  # the ball's radius is 9.3
         corners = [(30 - reach, 30 - reach, 30), (30 - reach, 30 + reach, 30),
                    (30 + reach, 30 + reach, 30), (30 + reach, 30 - reach, 30)]  # fmt: skip
         session.predict(PromptSet((Point.voxel((30, 30, 30)), Lasso.voxel(corners, axis=2))))
