@@ -88,6 +88,14 @@ def _sam2d(argument: str, device: str) -> Baseline:
     return create_sam2d(argument, device)
 
 
+def _unet(argument: str, device: str) -> Baseline:
+    from fastsam3d.eval.baselines.unet import load_unet  # noqa: PLC0415 - loads torch
+
+    if not argument:
+        raise ConfigError("unet needs its weights, got none; write unet:PATH.safetensors.")
+    return load_unet(Path(argument), device)
+
+
 def _plain(kind: Callable[[], Baseline]) -> Callable[[str, str], Baseline]:
     def make(argument: str, _device: str) -> Baseline:
         if argument:
@@ -103,5 +111,6 @@ BASELINES: dict[str, Callable[[str, str], Baseline]] = {
     "random_walker": _plain(RandomWalker),
     "watershed": _plain(WatershedBasin),
     "sam2d": _sam2d,
+    "unet": _unet,
 }
 """How each baseline is made of (argument, device)."""
