@@ -17,6 +17,7 @@ from fastsam3d.session import (
     Smooth,
     Study,
 )
+from fastsam3d.session.drawn_rounds import DrawnPolicy
 from fastsam3d.session.objects import OVERLAPS
 from fastsam3d.volume import Region
 from tests.session.phantoms import BrightModel, ball_volume
@@ -29,7 +30,11 @@ REFUSALS = (ConfigError, PromptError, SessionStateError)
 
 def make_study() -> Study:
     policy = ScalePolicy(spacings_mm=(0.8,), max_refinements=0, max_growths=0)
-    return Study(Session(Predictor(BrightModel()), policy=policy), VOLUME, locked_negatives=1)
+    session = Session(Predictor(BrightModel()), policy=policy)
+    session.drawn = DrawnPolicy(
+        scribble_corrections=1, lasso_corrections=1, slice_box_corrections=1
+    )  # for speed
+    return Study(session, VOLUME, locked_negatives=1)
 
 
 class User:
