@@ -154,7 +154,7 @@ def _attend(grouped: Sequence[Tensor], mask: Tensor | None, scale: float) -> tup
         )
     scores = _scores(q, k, mask, scale)
     total = scores.logsumexp(-1)
-    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+    return ((scores - total[..., None]).exp() @ v.to(scores.dtype)).to(v.dtype), total
 
 
 def _attend_back(
@@ -167,8 +167,9 @@ def _attend_back(
             grad, q, k, v, out, total_NHG, 0.0, False, attn_mask=_for_cpu(mask, q), scale=scale
         )
     weights, slopes = _slopes(grouped, total_NHG, mask, scale)
-    dq, dk = slopes.to(q.dtype) @ k, slopes.to(q.dtype).transpose(-1, -2) @ q
-    return dq * scale, dk * scale, weights.to(v.dtype).transpose(-1, -2) @ grad
+    grad, q, k = (x.to(weights.dtype) for x in (grad, q, k))
+    dq, dk = slopes @ k, slopes.transpose(-1, -2) @ q
+    return dq * scale, dk * scale, weights.transpose(-1, -2) @ grad
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -188,7 +189,8 @@ def _bias_grad(
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    scores = ((q * scale) @ k.transpose(-1, -2)).to(_wide(q.dtype))
+    # Half types would round the scores themselves, which no attention kernel does.
+    scores = (q.to(_wide(q.dtype)) * scale) @ k.to(_wide(k.dtype)).transpose(-1, -2)
     return scores if mask is None else scores + mask
 
 
@@ -198,5 +200,6 @@ def _slopes(
     """Return the weights (N, H, G, G) and the gradient of the scores, same shape."""
     grad, q, k, v, out = grouped
     weights = (_scores(q, k, mask, scale) - total_NHG[..., None]).exp()
-    inner = (grad * out).sum(-1, keepdim=True, dtype=weights.dtype)
-    return weights, weights * ((grad @ v.transpose(-1, -2)).to(weights.dtype) - inner)
+    grad, v, out = (x.to(weights.dtype) for x in (grad, v, out))
+    inner = (grad * out).sum(-1, keepdim=True)
+    return weights, weights * (grad @ v.transpose(-1, -2) - inner)

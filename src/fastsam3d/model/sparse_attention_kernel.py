@@ -16,14 +16,14 @@ Source: tiled softmax with recomputation in the backward pass, FlashAttention (a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 from fastsam3d.model.sparse_attention_groups import BranchTask, to_groups
 from fastsam3d.model.sparse_attention_pattern import AxisTiling, Tiling, triple
@@ -271,10 +271,12 @@ def _backward_op(
     grads = [_rows_like(q, q.dtype) for _ in range(3)]
     plans = _make_plans((q, k, v), biases, cuts)
     sums = grads if len(plans) == 1 else [_rows_like(q, torch.float32) for _ in range(3)]
-    bias_grads = [torch.zeros_like(bias, dtype=torch.float32) for bias in biases]
+    bias_grads = [
+        torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) for bias in biases
+    ]
     channels = q.shape[-1]
     with torch.cuda.device_of(q):
-        _inner_products[(triton.cdiv(inner.numel(), _ROWS),)](
+        _inner_products[(-(-inner.numel() // _ROWS),)](
             rows, out, inner, inner.numel(), channels, _padded_channels(channels), _ROWS
         )
         for number, plan in enumerate(plans):
@@ -302,64 +304,83 @@ def _backward_shapes(grad: Tensor, saved: Any, biases: Any, cuts: Any, scale: An
 
 
 def _flatten(tasks: Sequence[BranchTask]) -> tuple[list[Tensor], list[int]]:
-    """Return biases and tilings as operators take them."""
+    """Return biases and tilings as operators take them, four numbers per axis."""
     biases = [task.bias_HGG for task in tasks if task.bias_HGG is not None]
-    axes = [axis for task in tasks for axis in task.tiling.axes]
-    return biases, [number for axis in axes for number in astuple(axis)]
+    cuts: list[int] = []
+    for task in tasks:
+        for axis in task.tiling.axes:
+            cuts += (axis.size, axis.segment, axis.dilation, axis.shift)
+    return biases, cuts
 
 
 def _make_plans(
     qkv: tuple[Tensor, Tensor, Tensor], biases: list[Tensor], cuts: list[int]
 ) -> list[_Plan]:
-    names = [field.name for field in fields(AxisTiling)]
-    step = len(names)
-    axes = [
-        AxisTiling(**dict(zip(names, cuts[at : at + step], strict=True)))
-        for at in range(0, len(cuts), step)
-    ]
-    tilings = [Tiling(axes=triple(axes[at : at + 3])) for at in range(0, len(axes), 3)]
-    chosen = biases or [None] * len(tilings)
-    return [_Plan(*pair, qkv) for pair in zip(tilings, chosen, strict=True)]
+    q = qkv[0]
+    layouts = _lay_out(tuple(cuts), _MAX_TILE[q.dtype], q.device)
+    chosen = biases or [None] * len(layouts)
+    return [_Plan(*pair, qkv) for pair in zip(layouts, chosen, strict=True)]
 
 
 class _Plan:
     """Launch parameters of one branch."""
 
     def __init__(
-        self, tiling: Tiling, bias: Tensor | None, qkv: tuple[Tensor, Tensor, Tensor]
+        self, layout: _Layout, bias: Tensor | None, qkv: tuple[Tensor, Tensor, Tensor]
     ) -> None:
-        q = qkv[0]
-        batch, heads, tokens, channels = q.shape
-        size = tiling.group_size
-        tile = min(max(triton.next_power_of_2(size), _MIN_TILE), _MAX_TILE[q.dtype])
-        self.index = _token_table(tiling, tile, q.device)
-        positions = self.index.shape[1]
-        self.is_one_tile = positions == tile
-        self.launch = (tiling.num_groups * (positions // tile), batch * heads)
+        batch, heads, tokens, channels = qkv[0].shape
+        self.index = layout.index
+        self.is_one_tile = layout.positions == layout.tile
+        self.launch = (layout.num_tiles, batch * heads)
         self.bias = self.index if bias is None else bias.float().contiguous()
-        strides = [x.stride(dim) for x in qkv for dim in range(3)]
-        self.sizes = (*strides, tokens, heads, size, positions)
+        strides = [stride for x in qkv for stride in x.stride()[:3]]
+        self.sizes = (*strides, tokens, heads, layout.group_size, layout.positions)
         self.constants = {
             "C": channels,
             "CP": _padded_channels(channels),
-            "TILE": tile,
+            "TILE": layout.tile,
             "HAS_BIAS": bias is not None,
-            "num_warps": 4 if tile * channels <= 64 * 64 else 8,
+            "num_warps": 4 if layout.tile * channels <= 64 * 64 else 8,
         }
 
 
-@lru_cache(maxsize=256)
-def _token_table(tiling: Tiling, tile: int, device: torch.device) -> Tensor:
-    """Return the token at each position of each group, int32 (groups, positions), -1 for none.
+class _Layout(NamedTuple):
+    """What depends on a branch and its grid alone.
 
-    Groups are padded to whole tiles.
+    Attributes:
+        index: The token at each position of each group, int32 (groups, positions), -1 for none.
+        group_size: Positions of a group, before it was padded to whole tiles.
+        positions: Positions of a group, a multiple of `tile`.
+        tile: Positions that one program holds.
+        num_tiles: Tiles of all groups.
     """
-    depth, height, width = tiling.grid
+
+    index: Tensor
+    group_size: int
+    positions: int
+    tile: int
+    num_tiles: int
+
+
+# Kept from call to call: laying out takes longer than a small grid's kernels.
+@lru_cache(maxsize=256)
+def _lay_out(cuts: tuple[int, ...], max_tile: int, device: torch.device) -> tuple[_Layout, ...]:
+    axes = [
+        AxisTiling(size=size, segment=segment, dilation=dilation, shift=shift)
+        for size, segment, dilation, shift in zip(*[iter(cuts)] * 4, strict=True)
+    ]
+    tilings = [Tiling(axes=triple(axes[at : at + 3])) for at in range(0, len(axes), 3)]
+    return tuple(_lay_out_branch(tiling, max_tile, device) for tiling in tilings)
+
+
+def _lay_out_branch(tiling: Tiling, max_tile: int, device: torch.device) -> _Layout:
+    size, (depth, height, width) = tiling.group_size, tiling.grid
+    tile = min(max(_next_power_of_2(size), _MIN_TILE), max_tile)
     numbers = torch.arange(1, depth * height * width + 1, dtype=torch.float64)
     # The same cut that regroups tensors numbers the tokens; 0 marks positions beyond the grid.
     table = to_groups(numbers[None, None, :, None], tiling)[:, 0, :, 0].to(torch.int32) - 1
-    after = -table.shape[1] % tile
-    return torch.nn.functional.pad(table, (0, after), value=-1).contiguous().to(device)
+    table = functional.pad(table, (0, -size % tile), value=-1).contiguous().to(device)
+    return _Layout(table, size, table.shape[1], tile, table.numel() // tile)
 
 
 def _adjacent(x: Tensor) -> Tensor:
@@ -373,4 +394,8 @@ def _rows_like(q: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _padded_channels(channels: int) -> int:
-    return max(triton.next_power_of_2(channels), _MIN_TILE)
+    return max(_next_power_of_2(channels), _MIN_TILE)
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
