@@ -57,7 +57,7 @@ class Bench:
             "torch": torch.__version__,
             "triton": _version("triton"),
             "python": platform.python_version(),
-            "commit": _commit(),
+            "commit": options.commit or _commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "heads": HEADS,
             "head_dim": CHANNELS,
@@ -517,6 +517,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--official", type=Path, help="FastSAM3D checkout, or the module's file")
+    parser.add_argument("--commit", help="what is measured, where there is no git checkout")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=100.0, help="no new step after this long")
     parser.add_argument("--checks", type=int, default=40, help="random grids to check")
