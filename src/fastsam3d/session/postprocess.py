@@ -200,15 +200,19 @@ def _smooth(mask: ObjectMask, step: Smooth, geometry: Geometry) -> ObjectMask:
 
 def _majority(inside: NDArray[np.float32], radius: NDArray[np.float64]) -> Bits:
     """Return where more than half of an ellipsoid (an odd number of voxels) is foreground."""
-    signal: Any = import_module("scipy.signal")
+    fft: Any = import_module("scipy.fft")
     reach: list[int] = np.floor(radius + 1e-6).astype(int).tolist()
     sides = [2 * n + 1 for n in reach]
     offsets = np.indices(sides) - np.reshape(reach, (3, 1, 1, 1))
     ball = np.square(offsets / np.maximum(radius, 1e-9)[:, None, None, None]).sum(axis=0) <= 1
     ball[tuple(reach)] = True
     padded = np.pad(inside, [(n, n) for n in reach], mode="edge")
+    sizes = [fft.next_fast_len(n, real=True) for n in padded.shape]
+    spectrum = fft.rfftn(padded.astype(np.float64), sizes) * fft.rfftn(ball.astype(float), sizes)
+    # What wraps around ends where the first whole ball begins.
+    whole = tuple(slice(2 * n, size) for n, size in zip(reach, padded.shape, strict=True))
     # Counts are whole numbers; rounding takes the noise of the Fourier transform off.
-    counts = np.rint(signal.fftconvolve(padded, ball.astype(np.float32), mode="valid"))
+    counts = np.rint(fft.irfftn(spectrum, sizes)[whole])
     return np.asarray(2 * counts > np.count_nonzero(ball))
 
 
