@@ -70,6 +70,9 @@ class UnetConfig:
 class UnetSegmenter(Baseline):
     """Answers clicks from the class map of a network.
 
+    The mask is the union of the components that were clicked as object. Clicks on background change
+    nothing: what such a network got wrong cannot be corrected by pointing at it.
+
     Args:
         network: Maps (B, 1, S, S, S) to class logits (B, 1 + classes, S, S, S).
         config: How to feed it.
@@ -97,8 +100,6 @@ class UnetSegmenter(Baseline):
         mask = np.zeros(volume.shape, dtype=np.bool_)
         for voxel in clicks.positive:
             mask |= _component(self._classes, tuple(voxel))
-        for voxel in clicks.negative:
-            mask &= ~_component(self._classes, tuple(voxel))
         if clicks.box is not None:
             outside = np.ones_like(mask)
             outside[clicks.box.slices] = False
