@@ -100,15 +100,18 @@ def create_sam2d(argument: str, device: str = "cpu") -> SliceBySlice:
 
     Args:
         argument: Folder of a SAM in the format of transformers (config.json and
-            model.safetensors), or "random" (or nothing) for a ViT-B with random weights.
+            model.safetensors), or "random" for a ViT-B with random weights: the word goes with
+            its name into every record.
         device: Where to compute; "auto" takes CUDA if there is any.
 
     Raises:
-        ConfigError: transformers is not installed.
+        ConfigError: No argument, or transformers is not installed.
         CheckpointError: The folder holds no such model.
     """
     from fastsam3d.session.session import choose_device  # noqa: PLC0415 - loads torch
 
+    if not argument:
+        raise ConfigError("sam2d needs its weights; write sam2d:FOLDER, or sam2d:random for time.")
     chosen = str(choose_device(cast("Any", device)))
     try:
         from transformers import SamConfig, SamModel  # noqa: PLC0415 - takes seconds
@@ -117,7 +120,7 @@ def create_sam2d(argument: str, device: str = "cpu") -> SliceBySlice:
             '2-D SAM needs transformers; run pip install "fastsam3d[eval]".'
         ) from error
     kind: Any = SamModel
-    if argument in {"", RANDOM}:
+    if argument == RANDOM:
         # The default spread of random weights, 1e-10, would time arithmetic on near-zeros.
         config = SamConfig(vision_config={"initializer_range": 0.02}, initializer_range=0.02)
         model = HuggingFaceSam(

@@ -84,22 +84,23 @@ class UnetSegmenter(Baseline):
         self.config = config
         self._network = network
         self._device = device
-        self._classes: NDArray[np.uint8] | None = None
+        # A list, so that copies of this segmenter share the map whichever of them makes it.
+        self._classes: list[NDArray[np.uint8]] = []
 
     def set_volume(self, volume: Volume) -> None:
         """Start anew on a volume, without prompts; it is labelled at the first click."""
         super().set_volume(volume)
-        self._classes = None
+        self._classes = []
 
     def _segment(self, volume: Volume, clicks: Clicks) -> LocalMask:
         begin = time.perf_counter()
-        is_new = self._classes is None
-        if self._classes is None:
-            self._classes = self._label(volume)
+        is_new = not self._classes
+        if is_new:
+            self._classes.append(self._label(volume))
         encode_ms = 1e3 * (time.perf_counter() - begin) if is_new else 0.0
         mask = np.zeros(volume.shape, dtype=np.bool_)
         for voxel in clicks.positive:
-            mask |= _component(self._classes, tuple(voxel))
+            mask |= _component(self._classes[0], tuple(voxel))
         if clicks.box is not None:
             outside = np.ones_like(mask)
             outside[clicks.box.slices] = False
