@@ -99,7 +99,7 @@ def main() -> int:
     print(result, flush=True)
     with torch.no_grad():
         result["render_ms"] = milliseconds(lambda: trainer.renderer.render(drawn))
-        result["encode_ms"] = milliseconds(lambda: trainer.task._encode(batch.image))
+        result["encode_ms"] = milliseconds(lambda: trainer.task.encode(batch.image))
     for rounds in (0, 1, 3):
         step = functools.partial(trainer.train_step, drawn_cpu, rounds)
         result[f"step_{rounds}_ms"] = milliseconds(step)

@@ -90,6 +90,19 @@ class PyramidEncoder(nn.Module):
         """Return the trunk tokens (B, T, C) after every block."""
         return self.trunk.intermediates(self._pyramid(image_B1IJK)[1])
 
+    def trace(
+        self, image_B1IJK: Tensor, num_blocks: int | None = None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Return trunk tokens (B, T, C) after each block and, after all of them, the encoding.
+
+        Args:
+            image_B1IJK: As in `forward`.
+            num_blocks: Stop after so many; then the encoding is empty.
+        """
+        pyramid, tokens_BTC = self._pyramid(image_B1IJK)
+        outputs = self.trunk.intermediates(tokens_BTC, num_blocks)
+        return outputs, self._finish(pyramid, outputs[-1]) if num_blocks is None else ()
+
     def _pyramid(self, image_B1IJK: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         # One voxel of padding lets the 2^3 kernel on the half grid see [2n - 1, 2n + 2] at 2n.
         padded = functional.pad(self.focus(image_B1IJK), (1,) * 6)

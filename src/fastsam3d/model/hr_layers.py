@@ -6,6 +6,7 @@ Shape legend: B batch, C channels, I J K grid axes, T tokens, H heads, D head di
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import cast
 
 import torch
@@ -164,11 +165,11 @@ class Trunk(nn.Module):
         """Return tokens of the input's shape."""
         return self.intermediates(x_BTC)[-1]
 
-    def intermediates(self, x_BTC: Tensor) -> list[Tensor]:
-        """Return the tokens after every block, first block first."""
+    def intermediates(self, x_BTC: Tensor, num_blocks: int | None = None) -> list[Tensor]:
+        """Return the tokens after every block, or after the first ones only."""
         x_BTC = x_BTC + self.position
         outputs: list[Tensor] = []
-        for block in self.blocks:
+        for block in islice(self.blocks, num_blocks):
             x_BTC = cast("Tensor", block(x_BTC, self.rope_cos, self.rope_sin))
             outputs.append(x_BTC)
         return outputs

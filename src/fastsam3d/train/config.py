@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fastsam3d.errors import ConfigError
+from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.registry import find_config
 from fastsam3d.train.degrade import DegradeConfig
 from fastsam3d.train.drawing import GeneratorConfig
 from fastsam3d.train.shapes import ShapesConfig
@@ -48,6 +50,7 @@ class RunConfig:
 
     Attributes:
         model: Registry name of the variant.
+        depth: Trunk blocks, None for the variant's own number.
         initial_weights: Weights to start from, or None for a fresh model.
         seed: Of weights, drawing and rendering.
         num_steps: Steps of the run; None to fit `minutes`.
@@ -68,6 +71,7 @@ class RunConfig:
     """
 
     model: str = "hr_s"
+    depth: int | None = None
     initial_weights: str | None = None
     seed: int = 1
     num_steps: int | None = None
@@ -97,6 +101,20 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the record of the run."""
         return asdict(self)
+
+
+def architecture_of(config: dict[str, Any]) -> ModelConfig:
+    """Return the architecture that a run trains, from `RunConfig.to_dict` data or its record.
+
+    The run decides the ROI size: the debug recipe trains on smaller ones.
+
+    Raises:
+        ModelNotFoundError: The variant is unknown.
+        ConfigError: The ROI size does not suit it.
+    """
+    variant = find_config(config["model"])
+    depth = config.get("depth") or variant.depth
+    return replace(variant, image_size=config["generator"]["size"], depth=depth)
 
 
 def rate_factor(step: int, num_steps: int | None, config: RunConfig) -> float:
@@ -147,10 +165,16 @@ def _continue() -> RunConfig:
     return replace(base, muon_rate=0.01, adam_rate=5e-4, generator=generator)
 
 
+def _compat_teacher() -> RunConfig:
+    """A teacher of the official architecture, trained on the same data as our own."""
+    return replace(_default(), model="sam_med3d_b")
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "debug": _debug,
     "default": _default,
     "continue": _continue,
+    "compat_teacher": _compat_teacher,
 }
 
 

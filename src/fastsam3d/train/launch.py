@@ -22,11 +22,11 @@ from fastsam3d.model.card import WeightsCard
 from fastsam3d.model.checkpoint import check_fit
 from fastsam3d.model.checkpoint import load_state as load_weights
 from fastsam3d.model.config import ModelConfig
-from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.registry import find_config, find_weights
+from fastsam3d.model.registry import build_model, find_config, find_weights
 from fastsam3d.train.bank import TrainingBank
-from fastsam3d.train.config import RunConfig
-from fastsam3d.train.loop import CHECKPOINT, Trainer
+from fastsam3d.train.config import RunConfig, architecture_of
+from fastsam3d.train.families import Model
+from fastsam3d.train.loop import CHECKPOINT, TaskFactory, Trainer
 from fastsam3d.train.pack import load_pack, read_index
 from fastsam3d.train.runlog import LOG_FILE
 from fastsam3d.train.state import MANIFEST, load_state, read_facts
@@ -108,6 +108,7 @@ def build_trainer(
     start_from: str | Path | None = None,
     resume: bool = False,
     facts: dict[str, Any] | None = None,
+    make_task: TaskFactory | None = None,
 ) -> Trainer:
     """Put model, data and config of a run together.
 
@@ -120,6 +121,7 @@ def build_trainer(
             file, or the name of a model that ships with the package.
         resume: Go on from the checkpoint in `output`; the length of the run is the checkpoint's.
         facts: Further facts for the record.
+        make_task: Makes what is minimised; prompted segmentation by default.
 
     Returns:
         The trainer, ready for ``fit``.
@@ -132,12 +134,10 @@ def build_trainer(
     """
     digest = str(read_index(pack)["sha256"])
     torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
-    # The recipe decides the ROI size: the debug recipe trains on smaller ones.
-    model = HighResSam3D(_architecture(config))
+    model = build_model(architecture_of(config.to_dict()))
     if start_from is not None:
         model.load_state_dict(_starting_weights(start_from, model))
-    # The call is documented, but torch's overloads lack it; it converts in place.
-    model.to(process.device, memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+    model.to(process.device)
     bank = TrainingBank(load_pack(pack), device=process.device)
     _check_streams(bank, config)
     trainer = Trainer(
@@ -148,6 +148,7 @@ def build_trainer(
         rank=process.rank,
         world_size=process.world_size,
         facts={"data_sha256": digest, "torch": torch.__version__, **(facts or {})},
+        make_task=make_task,
     )
     if process.rank == 0 and not resume:
         # What an earlier attempt left, that ended before its first checkpoint.
@@ -194,11 +195,7 @@ def trainable_architecture(card: WeightsCard, source: Path) -> ModelConfig:
     return described
 
 
-def _architecture(config: RunConfig) -> ModelConfig:
-    return replace(find_config(config.model), image_size=config.generator.size)
-
-
-def _starting_weights(start_from: str | Path, model: HighResSam3D) -> dict[str, Tensor]:
+def _starting_weights(start_from: str | Path, model: Model) -> dict[str, Tensor]:
     folder = Path(start_from)
     if folder.is_dir():
         state, _ = load_state(folder)

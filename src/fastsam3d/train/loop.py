@@ -10,6 +10,7 @@ import math
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.train import foreach
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig, rate_factor
 from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
+from fastsam3d.train.families import Model, family_of
 from fastsam3d.train.muon import Muon, is_muon_parameter
-from fastsam3d.train.rendering import Renderer
+from fastsam3d.train.rendering import Renderer, Wrap
 from fastsam3d.train.state import load_state, save_state
-from fastsam3d.train.task import LossParts, SegmentationTask
+from fastsam3d.train.task import Losses, Moment, SegmentationTask, Task
 
 CHECKPOINT = "checkpoint"
 AVERAGED = "averaged"
 PREFETCH = 6
 BUDGET_MARGIN = 0.97
+
+# From the model, the run, how to compile, and whether to compute in bfloat16.
+TaskFactory = Callable[[Model, RunConfig, Wrap | None, bool], Task]
 
 
 class Trainer:
@@ -45,11 +49,12 @@ class Trainer:
         output: Folder for log, resolved config and checkpoints (written by rank 0).
         rank, world_size: Of this process.
         facts: Further facts for the record, such as the hash of the training data.
+        make_task: Makes what is minimised; prompted segmentation by default.
     """
 
     def __init__(
         self,
-        model: HighResSam3D,
+        model: Model,
         bank: TrainingBank,
         config: RunConfig,
         *,
@@ -57,17 +62,18 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         facts: dict[str, Any] | None = None,
+        make_task: TaskFactory | None = None,
     ) -> None:
         self.model, self.bank, self.config, self.output = model, bank, config, output
         self.rank, self.world_size, self.facts = rank, world_size, dict(facts or {})
         self.device = next(model.parameters()).device
         on_cuda = self.device.type == "cuda"
         wrap = _compile if config.compile and on_cuda else None
-        self.task = SegmentationTask(model, config, compile_with=wrap, autocast=on_cuda)
+        self.task = (make_task or _segmentation)(model, config, wrap, on_cuda)
         self.renderer = Renderer(bank, config.generator, compile_with=wrap)
-        self.parameters = list(model.parameters())
+        named = self.task.named_parameters()
+        self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
         self.ema = [p.detach().clone() for p in self.parameters]
-        named = list(model.named_parameters())
         self.muon = Muon(
             [p for n, p in named if is_muon_parameter(n, p)],
             lr=config.muon_rate,
@@ -98,9 +104,9 @@ class Trainer:
         started = calibrated = time.perf_counter()
         window = _Window()
         while self.num_steps is None or self.step < self.num_steps:
-            parts = self.train_step(feed.get(self.step), self.num_rounds(self.step))
+            losses = self.train_step(feed.get(self.step), self.num_rounds(self.step))
             self.step += 1
-            window.add(parts)
+            window.add(losses)
             if self.num_steps is None:
                 calibrated = self._calibrate(started, calibrated)
             if self.step % config.log_every == 0:
@@ -118,13 +124,14 @@ class Trainer:
         rng = np.random.default_rng((self.config.seed, step))
         return int(rng.choice(len(shares), p=shares / shares.sum()))
 
-    def train_step(self, drawn: DrawnBatch, num_rounds: int) -> LossParts:
+    def train_step(self, drawn: DrawnBatch, num_rounds: int) -> Losses:
         """Do one optimiser step; a non-finite gradient changes nothing and is counted."""
         self._seed_device()
         with torch.no_grad():
             batch = self.renderer.render(drawn.to(self.device))
-        parts = self.task(batch, num_rounds)
-        parts.loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        moment = Moment(self.step, self.num_steps, num_rounds)
+        losses = self.task(batch, moment)
+        losses["loss"].backward()  # pyright: ignore[reportUnknownMemberType]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if self.world_size > 1:
             _average(grads, self.world_size)
@@ -136,7 +143,7 @@ class Trainer:
         foreach.mul_(grads, scale)
         self.num_skipped += ~is_finite
         self.muon.gate = is_finite.float()
-        factor = rate_factor(self.step, self.num_steps, self.config)
+        factor = rate_factor(self.step, self.num_steps, self.config) * self.task.rate(moment)
         for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * factor
@@ -144,19 +151,21 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         foreach.lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
-        return LossParts(*(part.detach() for part in parts))
+        return {name: value.detach() for name, value in losses.items()}
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the averaged weights by parameter name."""
-        names = [name for name, _ in self.model.named_parameters()]
-        return dict(zip(names, self.ema, strict=True))
+        return dict(zip(self.names, self.ema, strict=True))
 
     def save(self) -> None:
         """Write the whole state; only rank 0 writes."""
         if self.rank:
             return
-        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors = {
+            f"model.{n}": p.detach() for n, p in zip(self.names, self.parameters, strict=True)
+        }
         tensors |= {f"ema.{n}": p for n, p in self.ema_state().items()}
+        tensors |= {f"buffer.{n}": b for n, b in self._buffers().items()}
         for index, optimiser in enumerate(self.optimisers):
             for number, state in optimiser.state_dict()["state"].items():
                 for kind, value in state.items():
@@ -165,9 +174,11 @@ class Trainer:
         save_state(self.output / CHECKPOINT, tensors, facts | self.facts)
 
     def export(self) -> None:
-        """Write the averaged weights alone, as float16; only rank 0 writes."""
+        """Write the model's averaged weights alone, as float16; only rank 0 writes."""
         if self.rank == 0:
-            tensors = {name: value.half() for name, value in self.ema_state().items()}
+            own = {name for name, _ in self.model.named_parameters()}
+            tensors = {name: p.half() for name, p in self.ema_state().items() if name in own}
+            tensors |= self._buffers()  # position frequencies would not survive half precision
             facts = {"step": self.step, "config": self.config.to_dict()}
             save_state(self.output / AVERAGED, tensors, facts | self.facts)
 
@@ -179,11 +190,11 @@ class Trainer:
         """
         tensors, facts = load_state(folder)
         with torch.no_grad():
-            for (name, parameter), average in zip(
-                self.model.named_parameters(), self.ema, strict=True
-            ):
+            for name, parameter, average in zip(self.names, self.parameters, self.ema, strict=True):
                 parameter.copy_(tensors[f"model.{name}"])
                 average.copy_(tensors[f"ema.{name}"])
+            for name, buffer in self._buffers().items():
+                buffer.copy_(tensors[f"buffer.{name}"])
         for index, optimiser in enumerate(self.optimisers):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
@@ -192,6 +203,11 @@ class Trainer:
                     state.setdefault(int(number), {})[kind] = value
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         self.step, self.num_steps = int(facts["step"]), facts["num_steps"]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Return the model's weights that are not trained, such as random frequencies."""
+        trained = {name for name, _ in self.model.named_parameters()}
+        return {n: t for n, t in self.model.state_dict().items() if n not in trained}
 
     def _draw_for_step(self, step: int) -> DrawnBatch:
         """Draw the batch of one step; depends on nothing but seed, step and rank."""
@@ -239,18 +255,17 @@ class Trainer:
 
 
 class _Window:
-    """Means of the loss parts since the last log line, kept on the device until asked for."""
+    """Means of the losses since the last log line, kept on the device until asked for."""
 
     def __init__(self) -> None:
-        self.parts: list[LossParts] = []
+        self.values: defaultdict[str, list[Tensor]] = defaultdict(list)
 
-    def add(self, parts: LossParts) -> None:
-        self.parts.append(parts)
+    def add(self, losses: Losses) -> None:
+        for name, value in losses.items():
+            self.values[name].append(value)
 
     def means(self) -> dict[str, float]:
-        stacked = [torch.stack(values).mean() for values in zip(*self.parts, strict=True)]
-        names = LossParts._fields
-        return {n: round(float(v), 5) for n, v in zip(names, stacked, strict=True)}
+        return {n: round(float(torch.stack(v).mean()), 5) for n, v in self.values.items()}
 
 
 class _Feed:
@@ -276,6 +291,12 @@ class _Feed:
             raise item
         assert drawn_step == step
         return item
+
+
+def _segmentation(
+    model: Model, config: RunConfig, compile_with: Wrap | None, autocast: bool
+) -> Task:
+    return SegmentationTask(family_of(model), config, compile_with=compile_with, autocast=autocast)
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:

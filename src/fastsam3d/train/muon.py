@@ -27,6 +27,20 @@ EDGE_NAMES = (
     "hyper4.2",
     "quality.2",
     "detail",
+    "patch_embed",
+    "pos_embed",
+    "rel_pos",
+    "_token.",
+    "_tokens.",
+    "point_embeddings",
+    "_point_embed",
+    "_mask_embed",
+    "mask_downscaling.0",
+    "mlps.0.layers.2",
+    "mlps.1.layers.2",
+    "mlps.2.layers.2",
+    "mlps.3.layers.2",
+    "prediction_head.layers.2",
 )
 
 

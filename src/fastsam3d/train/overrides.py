@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.train.config import RunConfig
 
+_Config = TypeVar("_Config", bound=RunConfig)
 
-def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+
+def override(config: _Config, assignments: Iterable[str]) -> _Config:
     """Return a config with some fields changed, later assignments last.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from fastsam3d.errors import DatasetError, FastSAM3DError
 from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
-from fastsam3d.model.registry import find_config
+from fastsam3d.train.config import architecture_of
 from fastsam3d.train.loop import AVERAGED
 from fastsam3d.train.pack import read_index
 from fastsam3d.train.state import load_state
@@ -61,7 +60,7 @@ def package(
     tensors, facts = load_state(run / AVERAGED)
     _check_pack(pack, facts)
     run_config = facts["config"]
-    config = replace(find_config(run_config["model"]), image_size=run_config["generator"]["size"])
+    config = architecture_of(run_config)
     earlier = () if start is None else start.training_data
     card = WeightsCard(
         name=name or config.name,

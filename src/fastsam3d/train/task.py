@@ -10,17 +10,19 @@ Source: iterative click training as in RITM (arXiv 2102.06583).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsam3d.model.hr import HighResSam3D, previous_mask_map
+from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
 from fastsam3d.train.config import MAX_POINTS, RunConfig
+from fastsam3d.train.families import Family, Parts
 from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss
 from fastsam3d.train.rendering import TrainingBatch, Wrap
 
@@ -28,13 +30,66 @@ from fastsam3d.train.rendering import TrainingBatch, Wrap
 HALF_GRID_SHARE = 0.3
 
 
-class LossParts(NamedTuple):
-    """Loss to minimise and what to log, all scalars on the device."""
+LOSS_NAMES = ("loss", "dice_loss", "iou", "quality_error")
 
-    loss: Tensor
-    dice_loss: Tensor
-    iou: Tensor
-    quality_error: Tensor
+Losses = dict[str, Tensor]
+
+
+class Moment(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: Steps done so far.
+        num_steps: Of the whole run, None while still unknown.
+        num_rounds: Corrective clicks before the round that is trained on.
+    """
+
+    step: int
+    num_steps: int | None
+    num_rounds: int
+
+
+class Task(Protocol):
+    """What a `fastsam3d.train.loop.Trainer` minimises.
+
+    A parameter that gets no gradient at a step is left as it is, weight decay included.
+    """
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return all that may ever be trained, the model's parameters under their own names."""
+        ...
+
+    def rate(self, moment: Moment) -> float:
+        """Return a further factor on the learning rates."""
+        ...
+
+    def __call__(self, batch: TrainingBatch, moment: Moment) -> Losses:
+        """Return scalars to log by name; ``loss``, which has the gradient, among them."""
+        ...
+
+
+# From the clicks made so far and the true half-resolution masks to the masks that are clicked for.
+Wish = Callable[[Prompts, Tensor], Tensor]
+
+
+class Answer(NamedTuple):
+    """What was decoded in the trained round, and for what; N targets.
+
+    Attributes:
+        prompts: What the decoder was given.
+        logits: (N, M, S, S, S).
+        quality: (N, M).
+        rough: (N, 1, S/4, S/4, S/4).
+        targets: bool (N, S, S, S).
+        weights: (N,).
+    """
+
+    prompts: Prompts
+    logits: Tensor
+    quality: Tensor
+    rough: Tensor
+    targets: Tensor
+    weights: Tensor
 
 
 @dataclass
@@ -54,7 +109,7 @@ class SegmentationTask:
     """Prompted segmentation of one model.
 
     Args:
-        model: The model to train.
+        family: The model to train.
         config: Prompts and loss weights.
         compile_with: Wraps the stages, for example ``torch.compile``; None runs eagerly.
         autocast: Compute the networks in bfloat16.
@@ -62,48 +117,76 @@ class SegmentationTask:
 
     def __init__(
         self,
-        model: HighResSam3D,
+        family: Family,
         config: RunConfig,
         *,
         compile_with: Wrap | None = None,
         autocast: bool = False,
     ) -> None:
         wrap: Wrap = compile_with or (lambda function: function)
-        self.model, self.config, self.autocast = model, config, autocast
-        self._encode = wrap(self._encode_now)
-        self._decode = wrap(self._decode_now)
+        self.family, self.config, self.autocast = family, config, autocast
+        self.encode = wrap(self._encode_now)
+        self.decode = wrap(self._decode_now)
         self._loss = wrap(self._loss_now)
         self._next_clicks = wrap(next_clicks)
 
-    def __call__(self, batch: TrainingBatch, num_rounds: int) -> LossParts:
-        """Return the loss after `num_rounds` corrective clicks."""
-        embedding = self._encode(batch.image)
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the model's parameters."""
+        return list(self.family.model.named_parameters())
+
+    def rate(self, moment: Moment) -> float:
+        """Leave the learning rates as they are."""
+        del moment
+        return 1.0
+
+    def __call__(self, batch: TrainingBatch, moment: Moment) -> Losses:
+        """Return the loss after the corrective clicks."""
+        parts = self.encode(batch.image)
+        return self.losses(self.converse(batch, parts, moment.num_rounds), moment.num_rounds)
+
+    def converse(
+        self, batch: TrainingBatch, parts: Parts, num_rounds: int, wish: Wish | None = None
+    ) -> Answer:
+        """Let the user correct the masks, and decode once more, with gradient.
+
+        Args:
+            batch: ROIs and targets.
+            parts: Their encoding.
+            num_rounds: Corrective clicks.
+            wish: What the user clicks for; the targets by default.
+        """
         count = batch.targets.shape[1]
         targets = batch.targets.flatten(0, 1)
         half = functional.avg_pool3d(targets[:, None].half().float(), 2)[:, 0] > HALF_GRID_SHARE
-        shared = tuple(part.repeat_interleave(count, 0) for part in embedding)
+        shared = repeated(parts, count)
         frozen = tuple(part.detach() for part in shared)
         with torch.no_grad():
             talk = self._begin(half, count)
-        for done in range(num_rounds):
-            with torch.no_grad():
-                logits, _, _ = self._decode(frozen, talk.prompts(), False)
-                talk = self._correct(talk, logits, half, done + 1)
-        logits, quality, rough = self._decode(shared, talk.prompts(), True)
-        is_first = 1.0 if num_rounds == 0 else 0.0
-        first = torch.full((), is_first, device=logits.device)
-        weights = batch.weights.flatten()
-        return LossParts(*self._loss(logits, quality, rough, targets, weights, first))
+            for done in range(num_rounds):
+                prompts = self.family.prompts(talk.prompts(), done + 1)
+                logits, _, rough = self.decode(frozen, prompts, False)
+                wanted = half if wish is None else wish(prompts, half)
+                talk = self._correct(talk, (logits, rough), wanted, done + 1)
+        prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
+        logits, quality, rough = self.decode(shared, prompts, True)
+        return Answer(prompts, logits, quality, rough, targets, batch.weights.flatten())
 
-    def _encode_now(self, image: Tensor) -> tuple[Tensor, ...]:
+    def losses(self, answer: Answer, num_rounds: int) -> Losses:
+        """Return the loss of an answer against the targets, and its parts."""
+        _, logits, quality, rough, targets, weights = answer
+        first = torch.full((), 1.0 if num_rounds == 0 else 0.0, device=logits.device)
+        values = self._loss(logits, quality, rough, targets, weights, first)
+        return dict(zip(LOSS_NAMES, values, strict=True))
+
+    def _encode_now(self, image: Tensor) -> Parts:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.model.encoder(image)
+            return self.family.encode(image)
 
     def _decode_now(
-        self, embedding: tuple[Tensor, ...], prompts: Prompts, multimask: bool
+        self, parts: Parts, prompts: Prompts, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(embedding[0].device.type, torch.bfloat16, enabled=self.autocast):
-            return self.model.decoder(embedding, prompts, multimask=multimask)
+        with torch.autocast(parts[0].device.type, torch.bfloat16, enabled=self.autocast):
+            return self.family.decode(parts, prompts, multimask)
 
     def _begin(self, half: Tensor, count: int) -> _Conversation:
         """Draw the first prompts of all targets."""
@@ -128,14 +211,16 @@ class SegmentationTask:
         points[:, 0], labels[:, 0] = point, label
         boxes = jittered_boxes(half) * has_box[:, None]
         previous = (2 * prior.float() - 1) * has_prior[:, None, None, None]
-        return _Conversation(points, labels, boxes, previous[:, None])
+        return _Conversation(points, labels, boxes, self.family.prior(previous[:, None]))
 
     def _correct(
-        self, talk: _Conversation, logits: Tensor, half: Tensor, index: int
+        self, talk: _Conversation, decoded: tuple[Tensor, Tensor], wanted: Tensor, index: int
     ) -> _Conversation:
         """Let the user see the mask and add the click `index`."""
-        previous = previous_mask_map(torch.sigmoid(logits.float()))
-        point, label = self._next_clicks(previous[:, 0] > 0, half)
+        logits, rough = decoded
+        shown = previous_mask_map(torch.sigmoid(logits.float()))
+        point, label = self._next_clicks(shown[:, 0] > 0, wanted)
+        previous = self.family.memory(shown, rough)
         points, labels = talk.points.clone(), talk.labels.clone()
         points[:, index], labels[:, index] = point, label
         return _Conversation(points, labels, talk.boxes, previous)
@@ -172,3 +257,8 @@ class SegmentationTask:
         # Every output keeps a gradient in every round, so no parameter is ever without one.
         loss = loss + 1e-3 * mean(candidates.mean(1))
         return loss, mean(settled[:, 0]).detach(), mean(settled_iou[:, 0]), mean(error[:, 0])
+
+
+def repeated(parts: Parts, count: int) -> Parts:
+    """Return every ROI's encoding `count` times in a row, for as many prompt sets."""
+    return tuple(part.repeat_interleave(count, 0) for part in parts)
