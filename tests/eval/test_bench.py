@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,13 @@ def test_a_run_writes_every_time_and_where_it_came_from(toy: Path) -> None:
     assert row["ratio"]["end_to_end"] == 1.0
     assert set(bench.QUANTITIES) <= set(content["definitions"]) & set(row)
     assert len(bench.cost_table(content)[1]) == len(bench.cost_table(content)[0])
+
+
+def test_the_bench_needs_torch_and_numpy_only() -> None:
+    absent = ("rich", "cyclopts", "scipy", "SimpleITK", "pydicom", "PIL", "skimage")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
+    code += "import fastsam3d.eval.bench, fastsam3d.eval.bench_official"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_session_is_timed_on_a_scan_anew_each_time(toy: Path) -> None:
