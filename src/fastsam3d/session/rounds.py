@@ -299,15 +299,15 @@ class Round:
             self._warnings.append(EMPTY_MASK_WARNING)
             return _repeat(before)
         geometry = self.volume.geometry
-        region = _foreground(prompt.array)
+        region = prompt.region
         if roi is None or not _holds(roi_region(geometry, roi), region):
-            centre = _middle_voxel(prompt.array, region)
+            centre = _middle_voxel(prompt.part, region)
             roi = scale.roi_of_region(self.policy, geometry, region, size=self._size, centre=centre)
         logits = mask_to_logits(prompt.array, geometry, roi, size=self.predictor.logits_size)
         logits = logits.to(self.predictor.device)
         if len(self._positives()) or self._prompts.boxes:
             return self._paste(self._grow(self._look(roi, self._encode([roi])[0], logits)))
-        mask = prompt.array[region.slices].astype(np.uint8)
+        mask = prompt.part.astype(np.uint8)
         return Answer(region=region, mask=mask, quality=1.0, roi=roi, logits=logits)
 
     def _paste(self, look: Look) -> Answer:
@@ -340,20 +340,8 @@ def _holds(outer: Region, inner: Region) -> bool:
     return outer.union(inner) == outer
 
 
-def _foreground(mask: NDArray[np.bool_]) -> Region:
-    """Return the bounding box of a mask that is not empty."""
-    ranges: list[tuple[int, int]] = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        ranges.append((int(hits[0]), int(hits[-1]) + 1))
-    (i0, i1), (j0, j1), (k0, k1) = ranges
-    return Region((i0, j0, k0), (i1, j1, k1))
-
-
-def _middle_voxel(mask: NDArray[np.bool_], region: Region) -> NDArray[np.float64]:
+def _middle_voxel(part: NDArray[np.bool_], region: Region) -> NDArray[np.float64]:
     """Return a voxel of the mask near the middle of its box: models expect one at the centre."""
-    part = mask[region.slices]
     middle = (np.array(part.shape) - 1) / 2
     voxels = np.argwhere(part)
     nearest = voxels[np.square(voxels - middle).sum(1).argmin()]
