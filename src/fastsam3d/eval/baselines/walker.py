@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastsam3d.eval.baselines.workbox import OBJECT_SEED, BoxBaseline, WorkBox, plant_seeds
+from fastsam3d.eval.baselines.workbox import (
+    OBJECT_SEED,
+    BoxBaseline,
+    WorkBox,
+    import_segmentation,
+    plant_seeds,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,15 +40,14 @@ class RandomWalker(BoxBaseline):
     def _field(
         self, work: WorkBox, positive: NDArray[np.intp], negative: NDArray[np.intp]
     ) -> NDArray[np.float32]:
-        from skimage import segmentation  # noqa: PLC0415 - late, heavy
-
+        segmentation = import_segmentation()
         seeds = plant_seeds(work, positive, negative, SEED_MM)
         if seeds.all() or not work.array.std():  # the solver scales by the deviation
             return (seeds == OBJECT_SEED).astype(np.float32)
         with warnings.catch_warnings():
             # Probabilities a little outside of 0 to 1 still tell object from background.
             warnings.simplefilter("ignore", UserWarning)
-            solved = cast("Any", segmentation).random_walker(
+            solved = segmentation.random_walker(
                 work.array,
                 seeds,
                 beta=BETA,

@@ -10,6 +10,7 @@ from fastsam3d.eval.baselines.workbox import (
     OBJECT_SEED,
     BoxBaseline,
     WorkBox,
+    import_segmentation,
     plant_seeds,
 )
 
@@ -35,12 +36,10 @@ class WatershedBasin(BoxBaseline):
     def _field(
         self, work: WorkBox, positive: NDArray[np.intp], negative: NDArray[np.intp]
     ) -> NDArray[np.bool_]:
-        # Late, as all heavy imports here.
-        from scipy import ndimage  # noqa: PLC0415
-        from skimage import segmentation  # noqa: PLC0415
+        from scipy import ndimage  # noqa: PLC0415 - late, as all heavy imports here
 
         sigma = [max(SMOOTHING_MM / side, 0.5) for side in work.spacing]
         steepness = cast("Any", ndimage).gaussian_gradient_magnitude(work.array, sigma)
         seeds = plant_seeds(work, positive, negative, SEED_MM)
-        basins = cast("Any", segmentation).watershed(steepness, seeds)
+        basins = import_segmentation().watershed(steepness, seeds)
         return np.asarray(basins == OBJECT_SEED)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fastsam3d.errors import ConfigError
 from fastsam3d.eval.baselines.base import Baseline, Clicks, LocalMask, foreground_box
 from fastsam3d.volume import Region
 
@@ -184,6 +185,20 @@ class BoxBaseline(Baseline):
             kept[inside.slices] = mask[inside.slices]
             mask = kept
         return mask
+
+
+def import_segmentation() -> Any:
+    """Return `skimage.segmentation`, loaded at first use.
+
+    Raises:
+        ConfigError: scikit-image is not installed.
+    """
+    try:
+        from skimage import segmentation  # noqa: PLC0415 - takes a second
+    except ImportError as error:
+        message = 'This baseline needs scikit-image; run pip install "fastsam3d[eval]".'
+        raise ConfigError(message) from error
+    return segmentation
 
 
 def plant_seeds(
