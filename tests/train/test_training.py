@@ -145,7 +145,7 @@ def test_interrupted_run_equals_an_unbroken_one(bank: TrainingBank, tmp_path: Pa
     first = trainer(bank, tmp_path / "broken")
     first.num_steps = 2  # the schedule is that of four steps up to here: warm-up
     for _ in range(2):
-        first.train_step(first._draw_for_step(first.step), first.num_rounds(first.step))
+        first.train_step(first.draw_for_step(first.step), first.num_rounds(first.step))
         first.step += 1
     first.num_steps = 4
     first.save()
@@ -171,7 +171,7 @@ def test_run_leaves_its_config_and_averaged_weights(bank: TrainingBank, tmp_path
 def test_non_finite_gradient_changes_nothing(bank: TrainingBank, tmp_path: Path) -> None:
     run = trainer(bank, tmp_path, weight_decay=0.0)
     before = [p.detach().clone() for p in run.parameters]
-    drawn = run._draw_for_step(0)
+    drawn = run.draw_for_step(0)
     drawn.axis_matrices[:] = torch.nan
     run.train_step(drawn, 0)
     assert int(run.num_skipped) == 1

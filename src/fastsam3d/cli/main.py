@@ -34,6 +34,7 @@ COMMANDS: Final = (
     Command("info", "fastsam3d.cli.info:info", "Show a volume's geometry and intensities."),
     Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
     Command("train", "fastsam3d.cli.train:train", "Train a model from a pack of cases."),
+    Command("distill", "fastsam3d.cli.distill:distill", "Teach a small model what a large knows."),
     Command("bench", "fastsam3d.cli.bench:bench", "Time models: latency, FLOPs, memory."),
     Command("finetune", "fastsam3d.cli.finetune:finetune", "Fine-tune a model on your own cases."),
     Command("evaluate", "fastsam3d.cli.evaluate:evaluate", "Measure models on your own cases."),

@@ -6,6 +6,7 @@ Shape legend: B batch, T tokens, C channels, N prompt sets, S ROI side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,8 +62,8 @@ def feature_loss(student: Tensor, teacher: Tensor, config: FeatureLossConfig) ->
         teacher = functional.layer_norm(teacher, shape)
     total = student.new_zeros(())
     if config.norm:
-        distance = torch.linalg.vector_norm(student - teacher, dim=-1)
-        total = total + config.norm * distance.mean() / student.shape[-1] ** 0.5
+        distance = _norms(student - teacher).mean()
+        total = total + config.norm * distance / student.shape[-1] ** 0.5
     if config.mse:
         total = total + config.mse * functional.mse_loss(student, teacher)
     if config.cosine:
@@ -76,7 +77,8 @@ def feature_loss(student: Tensor, teacher: Tensor, config: FeatureLossConfig) ->
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the relative error of features: norm of the difference over norm of the teacher."""
     student, teacher = student.detach().float(), teacher.float()
-    return (student - teacher).norm() / teacher.norm().clamp(min=1e-12)
+    error, whole = _norms((student - teacher).flatten()), _norms(teacher.flatten())
+    return error / whole.clamp(min=1e-12)
 
 
 def imitation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -107,6 +109,11 @@ def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
     mask, axes = logits > 0, (1, 2, 3)
     overlap = (mask & target).sum(axes).float()
     return (2 * overlap + DICE_SMOOTH) / (mask.sum(axes) + target.sum(axes) + DICE_SMOOTH)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=-1)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return cast("Tensor", norms)
 
 
 def _gram(tokens: Tensor) -> Tensor:

@@ -86,11 +86,18 @@ class HighResFamily:
     """`hr` variants; the decoder takes a fixed number of points, of which some are padding."""
 
     block_prefix = "encoder.trunk.blocks."
-    prompt_prefixes = ("decoder.prompt_pyramid.", "decoder.position.", "decoder.kinds.")
-    skip_prefixes = tuple(
-        f"encoder.{name}."
-        for name in ("stem", "norm1", "down2", "res2", "down4", "res4", "down8", "res8")
-    ) + tuple(f"encoder.skip{size}." for size in (8, 4, 2))
+    prompt_prefixes: tuple[str, ...] = (
+        "decoder.prompt_pyramid.",
+        "decoder.position.",
+        "decoder.kinds.",
+    )
+    # The last norm feeds the trunk only, but torch 2.13 crashes on CPUs in the backward pass of a
+    # channels-last group norm whose weights have a gradient and whose input has none.
+    skip_prefixes: tuple[str, ...] = (
+        *(f"encoder.{name}." for name in ("stem", "norm1", "down2", "res2", "down4", "res4")),
+        *(f"encoder.{name}." for name in ("down8", "res8", "down16.norm")),
+        *(f"encoder.{name}." for name in ("skip8", "skip4", "skip2")),
+    )
 
     def __init__(self, model: HighResSam3D) -> None:
         self.model: Model = model
@@ -129,8 +136,8 @@ class OfficialFamily:
     """SAM-Med3D and FastSAM3D: all points so far, and the low-resolution logits before."""
 
     block_prefix = "image_encoder.blocks."
-    prompt_prefixes = ("prompt_encoder.",)
-    skip_prefixes = ()
+    prompt_prefixes: tuple[str, ...] = ("prompt_encoder.",)
+    skip_prefixes: tuple[str, ...] = ()
 
     def __init__(self, model: SamMed3D) -> None:
         self.model: Model = model

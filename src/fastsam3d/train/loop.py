@@ -26,7 +26,7 @@ from fastsam3d.train.config import RunConfig, rate_factor
 from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
 from fastsam3d.train.families import Model, family_of
 from fastsam3d.train.muon import Muon, is_muon_parameter
-from fastsam3d.train.rendering import Renderer, Wrap
+from fastsam3d.train.rendering import Renderer, TrainingBatch, Wrap
 from fastsam3d.train.state import load_state, save_state
 from fastsam3d.train.task import Losses, Moment, SegmentationTask, Task
 
@@ -100,7 +100,7 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             record = {"config": config.to_dict(), "facts": self.facts}
             (self.output / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        feed = _Feed(self._draw_for_step, self.step)
+        feed = _Feed(self.draw_for_step, self.step)
         started = calibrated = time.perf_counter()
         window = _Window()
         while self.num_steps is None or self.step < self.num_steps:
@@ -125,10 +125,14 @@ class Trainer:
         return int(rng.choice(len(shares), p=shares / shares.sum()))
 
     def train_step(self, drawn: DrawnBatch, num_rounds: int) -> Losses:
-        """Do one optimiser step; a non-finite gradient changes nothing and is counted."""
+        """Render a batch and learn from it; returns the losses of the task."""
         self._seed_device()
         with torch.no_grad():
             batch = self.renderer.render(drawn.to(self.device))
+        return self.learn(batch, num_rounds)
+
+    def learn(self, batch: TrainingBatch, num_rounds: int) -> Losses:
+        """Do one optimiser step; a non-finite gradient changes nothing and is counted."""
         moment = Moment(self.step, self.num_steps, num_rounds)
         losses = self.task(batch, moment)
         losses["loss"].backward()  # pyright: ignore[reportUnknownMemberType]
@@ -209,7 +213,7 @@ class Trainer:
         trained = {name for name, _ in self.model.named_parameters()}
         return {n: t for n, t in self.model.state_dict().items() if n not in trained}
 
-    def _draw_for_step(self, step: int) -> DrawnBatch:
+    def draw_for_step(self, step: int) -> DrawnBatch:
         """Draw the batch of one step; depends on nothing but seed, step and rank."""
         seed = hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF
         drawn = BatchDrawer(self.bank, self.config.generator, seed=seed).draw()
@@ -223,11 +227,11 @@ class Trainer:
         """Fix the number of steps once the step time is known."""
         config = self.config
         if self.step == config.calibration_steps // 2:
-            _synchronise(self.device)
+            synchronise(self.device)
             return time.perf_counter()
         if self.step < config.calibration_steps:
             return calibrated
-        _synchronise(self.device)
+        synchronise(self.device)
         now = time.perf_counter()
         seconds = (now - calibrated) / (config.calibration_steps - config.calibration_steps // 2)
         left = BUDGET_MARGIN * (60 * config.minutes - (now - started)) / seconds
@@ -311,6 +315,7 @@ def _average(grads: list[Tensor], world_size: int) -> None:
     foreach.copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a CUDA device has done what it was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
