@@ -26,6 +26,13 @@ from fastsam3d.model.hr_layers import (
     double_resolution,
     grid_norm,
 )
+from fastsam3d.model.inference_ops import (
+    PointwiseConv,
+    activate,
+    add_to,
+    detail_sums,
+    weighted_sums,
+)
 from fastsam3d.model.sparse_attention import choose_attention
 
 NUM_MASKS = 4  # one for a settled prompt, three candidates for an ambiguous first click
@@ -106,27 +113,30 @@ class PromptMaps(nn.Module):
 
 
 class PromptPyramid(nn.Module):
-    """Features of the prompt maps at half, quarter, eighth and token resolution."""
+    """Features of the prompt maps at quarter, eighth and token resolution, and by `at2` at half.
+
+    `at2` is left to the caller, who may need it in a part of the grid only.
+    """
 
     def __init__(self, channels: tuple[int, int, int], token_dim: int) -> None:
         super().__init__()
         deep, mid, fine = channels
-        self.at2 = nn.Conv3d(NUM_MAPS, fine, 1)
+        self.at2 = PointwiseConv(NUM_MAPS, fine, 1)
         self.down4 = nn.Conv3d(NUM_MAPS, 32, 2, stride=2)
         self.conv4 = nn.Conv3d(32, 32, 3, padding=1)
-        self.at4 = nn.Conv3d(32, mid, 1)
+        self.at4 = PointwiseConv(32, mid, 1)
         self.down8 = nn.Conv3d(32, 64, 2, stride=2)
         self.conv8 = nn.Conv3d(64, 64, 3, padding=1)
-        self.at8 = nn.Conv3d(64, deep, 1)
+        self.at8 = PointwiseConv(64, deep, 1)
         self.down16 = nn.Conv3d(64, token_dim, 2, stride=2)
 
-    def forward(self, maps_BCIJK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return features at 1/2, 1/4, 1/8 and 1/16 of the ROI resolution."""
-        quarter = functional.gelu(self.down4(maps_BCIJK))
-        quarter = quarter + functional.gelu(self.conv4(quarter))
-        eighth = functional.gelu(self.down8(quarter))
-        eighth = eighth + functional.gelu(self.conv8(eighth))
-        return self.at2(maps_BCIJK), self.at4(quarter), self.at8(eighth), self.down16(eighth)
+    def forward(self, maps_BCIJK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features at 1/4, 1/8 and 1/16 of the ROI resolution."""
+        quarter = activate(self.down4(maps_BCIJK))
+        quarter = add_to(activate(self.conv4(quarter)), quarter)
+        eighth = activate(self.down8(quarter))
+        eighth = add_to(activate(self.conv8(eighth)), eighth)
+        return self.at4(quarter), self.at8(eighth), self.down16(eighth)
 
 
 class TwoWayLayer(nn.Module):
@@ -157,18 +167,18 @@ class TwoWayLayer(nn.Module):
         keys = self.norm_image(image)
         x = self.norm_read(tokens)
         tokens = tokens + self.read_image(x, keys + image_position, keys, None)
-        tokens = tokens + self.fc2(functional.gelu(self.fc1(self.norm_mlp(tokens))))
+        tokens = tokens + self.fc2(activate(self.fc1(self.norm_mlp(tokens))))
         x = self.norm_write(tokens)
         image = image + self.write_image(keys + image_position, x, x, bias)
         return tokens, image
 
 
 class _FineInputs(NamedTuple):
-    """What the finest stage reads: normalised quarter-grid features and half-grid skips."""
+    """What the finest stage reads: normalised quarter-grid features, half-grid skips and maps."""
 
     quarter: Tensor
     skip2: Tensor
-    at2: Tensor
+    maps: Tensor
     full: Tensor
 
 
@@ -205,7 +215,7 @@ class HighResDecoder(nn.Module):
         # The finest stage is local, so that it can be limited to the box around the object.
         self.up2, self.res2 = Upsample(mid, fine), ResidualConv(fine, local=True)
         self.norm2 = grid_norm(fine, local=True)
-        self.detail = nn.Conv3d(fine, 8 * full, 1)
+        self.detail = PointwiseConv(fine, 8 * full, 1)
         self.norm_tokens = nn.LayerNorm(dim)
         self.hyper = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, fine + full + 1))
         self.hyper4 = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, mid + 1))
@@ -233,24 +243,26 @@ class HighResDecoder(nn.Module):
             mask's logits at a quarter of the resolution, (B, 1, S/4, S/4, S/4).
         """
         tokens_BCIJK, skip8, skip4, skip2, full = embedding
-        at2, at4, at8, at16 = self.prompt_pyramid(self.maps(prompts))
+        maps = self.maps(prompts)
+        at4, at8, at16 = self.prompt_pyramid(maps)
         image = (tokens_BCIJK + at16).flatten(2).transpose(1, 2)
         tokens, image = self._attend(image, prompts)
         x = image.transpose(1, 2).reshape(tokens_BCIJK.shape)
-        x = self.res8(self.up8(x) + skip8 + at8)
-        x = self.res4(self.up4(x) + skip4 + at4)
+        x = self.res8(add_to(add_to(self.up8(x), skip8), at8))
+        x = self.res4(add_to(add_to(self.up4(x), skip4), at4))
         rough = self._rough_masks(x, tokens[:, 1:2])
         count = NUM_MASKS if multimask else 1
         quality = self.quality(tokens[:, 0])[:, :count]
-        fine = _FineInputs(functional.gelu(self.up2.norm(x)), skip2, at2, full)
+        fine = _FineInputs(self.up2.norm.activated(x), skip2, maps, full)
         if self.is_limited and count == 1 and x.shape[0] == 1:
             return self._limited_masks(fine, rough, tokens[:, 1:2]), quality, rough
         return self._fine_masks(fine, tokens[:, 1 : 1 + count]), quality, rough
 
     def _fine_masks(self, fine: _FineInputs, tokens_BMC: Tensor) -> Tensor:
         """Return logits (B, M, S, S, S), or of the box that the inputs were cut to."""
-        x = self.res2(self.up2.conv(fine.quarter) + fine.skip2 + fine.at2)
-        return self._masks(functional.gelu(self.norm2(x)), fine.full, tokens_BMC)
+        at2 = self.prompt_pyramid.at2(fine.maps)
+        x = self.res2(add_to(add_to(self.up2.conv(fine.quarter), fine.skip2), at2))
+        return self._masks(self.norm2.activated(x), fine.full, tokens_BMC)
 
     def _limited_masks(self, fine: _FineInputs, rough: Tensor, tokens_BMC: Tensor) -> Tensor:
         """Compute the finest stage only where the rough mask leaves any doubt about background.
@@ -263,7 +275,7 @@ class HighResDecoder(nn.Module):
         if box is None:
             return whole
         quarter, half, full = (_slices(box, factor) for factor in (1, 2, 4))
-        cut = _FineInputs(fine.quarter[quarter], fine.skip2[half], fine.at2[half], fine.full[half])
+        cut = _FineInputs(fine.quarter[quarter], fine.skip2[half], fine.maps[half], fine.full[half])
         whole[full] = self._fine_masks(cut, tokens_BMC).to(whole.dtype)
         return whole
 
@@ -297,29 +309,23 @@ class HighResDecoder(nn.Module):
 
     def _rough_masks(self, quarter_BCIJK: Tensor, tokens_BMC: Tensor) -> Tensor:
         weights, offset = self.hyper4(tokens_BMC).split((quarter_BCIJK.shape[1], 1), dim=2)
-        features = functional.gelu(self.norm4(quarter_BCIJK))
-        return _weighted_sums(features, weights) + offset[..., None, None]
+        features = self.norm4.activated(quarter_BCIJK)
+        return weighted_sums(features, weights) + offset[..., None, None]
 
     def _masks(self, half_BCIJK: Tensor, full_BCIJK: Tensor, tokens_BMC: Tensor) -> Tensor:
         """Combine half- and full-resolution features with the weights each mask token asks for."""
         weights = self.hyper(tokens_BMC)
         fine = half_BCIJK.shape[1]
         coarse_weights, detail_weights, offset = weights.split((fine, self.full_channels, 1), dim=2)
-        coarse = _weighted_sums(half_BCIJK, coarse_weights)
-        detail = functional.relu(self.detail(half_BCIJK) + full_BCIJK)
+        coarse = weighted_sums(half_BCIJK, coarse_weights)
         # One small matrix per mask that keeps the eight voxels of a block apart.
         apart = torch.eye(8, dtype=detail_weights.dtype, device=detail_weights.device)
         block_weights = detail_weights[:, :, None, :, None] * apart[:, None]
-        fine_part = _weighted_sums(detail, block_weights.flatten(1, 2).flatten(2, 3))
-        logits = double_resolution(coarse) + depth_to_space(fine_part)
-        return logits + offset[..., None, None]
-
-
-def _weighted_sums(x_BCIJK: Tensor, weights_BMC: Tensor) -> Tensor:
-    """Return (B, M, I, J, K): every voxel's channels times every weight row, channels-last."""
-    rows = x_BCIJK.permute(0, 2, 3, 4, 1).flatten(1, 3) @ weights_BMC.transpose(1, 2)
-    grid = rows.reshape(rows.shape[0], *x_BCIJK.shape[2:], rows.shape[2])
-    return grid.permute(0, 4, 1, 2, 3)
+        fine_part = detail_sums(
+            self.detail, half_BCIJK, full_BCIJK, block_weights.flatten(1, 2).flatten(2, 3)
+        )
+        logits = add_to(double_resolution(coarse), depth_to_space(fine_part))
+        return add_to(logits, offset[..., None, None])
 
 
 def _box_of(region_IJK: Tensor, side: int) -> tuple[tuple[int, int], ...] | None:

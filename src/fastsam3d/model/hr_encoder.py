@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam3d.model.config import ModelConfig
-from fastsam3d.model.hr_layers import Downsample, ResidualConv, Trunk, grid_norm, space_to_depth
+from fastsam3d.model.hr_layers import (
+    NORM_GROUPS,
+    Downsample,
+    ResidualConv,
+    Trunk,
+    space_to_depth,
+)
+from fastsam3d.model.inference_ops import GridNorm, PointwiseConv
 
 # Separable weights of the small neighbourhood around the ROI centre whose mean intensity sets
 # the soft windows: one noisy voxel must not decide, one organ boundary should not either.
@@ -56,8 +63,8 @@ class PyramidEncoder(nn.Module):
         # channels: thin channels at full resolution starve matrix units and caches alike.
         inputs = 8 * (1 + len(highres.focus_widths))
         self.stem = nn.Conv3d(inputs, 8 * full, 2)
-        self.norm1 = grid_norm(8 * full)
-        self.down2 = nn.Conv3d(8 * full, half, 1)
+        self.norm1 = GridNorm(NORM_GROUPS, 8 * full)
+        self.down2 = PointwiseConv(8 * full, half, 1)
         self.res2 = ResidualConv(half)
         self.down4 = Downsample(half, quarter)
         self.res4 = nn.Sequential(ResidualConv(quarter), ResidualConv(quarter))
@@ -68,9 +75,9 @@ class PyramidEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim)
         self.neck = nn.Linear(config.embed_dim, config.out_dim)
         # Skip projections depend on the image only, so they run once per ROI, not once per click.
-        self.skip8 = nn.Conv3d(eighth, deep, 1)
-        self.skip4 = nn.Conv3d(quarter, mid, 1)
-        self.skip2 = nn.Conv3d(half, fine, 1)
+        self.skip8 = PointwiseConv(eighth, deep, 1)
+        self.skip4 = PointwiseConv(quarter, mid, 1)
+        self.skip2 = PointwiseConv(half, fine, 1)
 
     def forward(self, image_B1IJK: Tensor) -> tuple[Tensor, ...]:
         """Encode ROIs.
@@ -107,7 +114,7 @@ class PyramidEncoder(nn.Module):
         # One voxel of padding lets the 2^3 kernel on the half grid see [2n - 1, 2n + 2] at 2n.
         padded = functional.pad(self.focus(image_B1IJK), (1,) * 6)
         full = self.stem(space_to_depth(padded))
-        half = self.res2(self.down2(functional.gelu(self.norm1(full))))
+        half = self.res2(self.norm1.activated_conv(full, self.down2))
         quarter = self.res4(self.down4(half))
         eighth = self.res8(self.down8(quarter))
         tokens = self.down16(eighth).flatten(2).transpose(1, 2)

@@ -14,27 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.inference_ops import GridNorm, VoxelNorm, activate, add_to
 from fastsam3d.model.sparse_attention import Attend, choose_attention
 
 NORM_GROUPS = 8
 ROPE_THETA = 100.0
 
 
-class VoxelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each voxel: local, so a sub-box can be computed exactly.
-
-    `layers.ChannelNorm3d` keeps the arithmetic of the official models; this one is a single library
-    call, several times as fast where channels lie last, as they do throughout this family.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is LayerNorm's
-        """Return (B, C, I, J, K) normalised over C."""
-        return super().forward(input.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
-
-
-def grid_norm(channels: int, *, local: bool = False) -> nn.Module:
+def grid_norm(channels: int, *, local: bool = False) -> GridNorm | VoxelNorm:
     """Return the norm of convolutional features: over the grid, or `local` to each voxel."""
-    return VoxelNorm(channels) if local else nn.GroupNorm(NORM_GROUPS, channels)
+    return VoxelNorm(channels) if local else GridNorm(NORM_GROUPS, channels)
 
 
 class ResidualConv(nn.Module):
@@ -47,7 +36,7 @@ class ResidualConv(nn.Module):
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
         """Return a tensor of the input's shape."""
-        return x_BCIJK + self.conv(functional.gelu(self.norm(x_BCIJK)))
+        return add_to(self.conv(self.norm.activated(x_BCIJK)), x_BCIJK)
 
 
 class Downsample(nn.Module):
@@ -60,7 +49,7 @@ class Downsample(nn.Module):
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
         """Return (B, out_channels, I/2, J/2, K/2)."""
-        return self.conv(functional.gelu(self.norm(x_BCIJK)))
+        return self.conv(self.norm.activated(x_BCIJK))
 
 
 class Upsample(nn.Module):
@@ -73,7 +62,7 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
         """Return (B, out_channels, 2I, 2J, 2K)."""
-        return self.conv(functional.gelu(self.norm(x_BCIJK)))
+        return self.conv(self.norm.activated(x_BCIJK))
 
 
 def axial_rope(grid_size: int, head_dim: int) -> Tensor:
@@ -130,7 +119,7 @@ class TrunkBlock(nn.Module):
     def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         """Return tokens of the input's shape; `cos_TD`, `sin_TD` are the rotary tables."""
         x_BTC = x_BTC + self.scale1 * self._attend(self.norm1(x_BTC), cos_TD, sin_TD)
-        return x_BTC + self.scale2 * self.fc2(functional.gelu(self.fc1(self.norm2(x_BTC))))
+        return x_BTC + self.scale2 * self.fc2(activate(self.fc1(self.norm2(x_BTC))))
 
     def _attend(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         batch, tokens, dim = x_BTC.shape
