@@ -114,6 +114,7 @@ def test_commands_are_frozen() -> None:
         "info",
         "models",
         "train",
+        "distill",
         "bench",
         "finetune",
         "evaluate",

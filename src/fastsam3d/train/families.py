@@ -48,12 +48,14 @@ class Family(Protocol):
         block_prefix: Of the parameter names of the trunk's blocks, before their number.
         prompt_prefixes: Of the parameters that turn prompts into features.
         skip_prefixes: Of the encoder's parameters whose outputs the decoder reads directly.
+        has_fixed_prompts: Prompts have one shape, so that compiling the decoder pays.
     """
 
     model: Model
     block_prefix: str
     prompt_prefixes: tuple[str, ...]
     skip_prefixes: tuple[str, ...]
+    has_fixed_prompts: bool
 
     def encode(self, image: Tensor) -> Parts:
         """Encode ROIs (B, 1, S, S, S)."""
@@ -85,6 +87,7 @@ class Family(Protocol):
 class HighResFamily:
     """`hr` variants; the decoder takes a fixed number of points, of which some are padding."""
 
+    has_fixed_prompts = True
     block_prefix = "encoder.trunk.blocks."
     prompt_prefixes: tuple[str, ...] = (
         "decoder.prompt_pyramid.",
@@ -135,6 +138,7 @@ class HighResFamily:
 class OfficialFamily:
     """SAM-Med3D and FastSAM3D: all points so far, and the low-resolution logits before."""
 
+    has_fixed_prompts = False
     block_prefix = "image_encoder.blocks."
     prompt_prefixes: tuple[str, ...] = ("prompt_encoder.",)
     skip_prefixes: tuple[str, ...] = ()
@@ -161,9 +165,9 @@ class OfficialFamily:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Family`."""
         net = self._net
-        points, labels, boxes, previous = prompts
-        embedded = net.prompt_encoder(points, labels, boxes, previous)
-        without = net.prompt_encoder(points, labels, boxes, None).dense
+        points, labels, _, previous = prompts
+        embedded = net.prompt_encoder(points, labels, None, previous)
+        without = net.prompt_encoder(points, labels, None, None).dense
         has_mask = previous.flatten(1).any(1)[:, None, None, None, None]
         embedded = PromptEmbeddings(embedded.sparse, torch.where(has_mask, embedded.dense, without))
         grid_pe = net.prompt_encoder.encode_grid()
@@ -173,15 +177,18 @@ class OfficialFamily:
             others, other_quality = net.mask_decoder(parts[0], grid_pe, embedded, multimask=True)
             logits = torch.cat((rough, others), 1)
             quality = torch.cat((quality, other_quality), 1)
-        full = functional.interpolate(logits, scale_factor=4, mode="trilinear")
-        return full, quality, rough
+        return upsample(logits), quality, rough
 
     def prompts(self, prompts: Prompts, count: int) -> Prompts:
         """See `Family`."""
-        # Official decoders attend to padding points, and a session gives them none.
-        return prompts._replace(
-            points_BN3=prompts.points_BN3[:, :count], labels_BN=prompts.labels_BN[:, :count]
-        )
+        # Official decoders attend to padding, and a session gives them none: no spare points, and
+        # a box, which they know as a point at its centre, only where nothing was clicked.
+        points, labels = prompts.points_BN3[:, :count].clone(), prompts.labels_BN[:, :count].clone()
+        start, stop = prompts.boxes_B6.chunk(2, dim=1)
+        is_box = (stop > start).all(1) & (labels[:, 0] < 0)
+        points[:, 0] = torch.where(is_box[:, None], (start + stop - 1) / 2, points[:, 0])
+        labels[:, 0] = torch.where(is_box, 1.0, labels[:, 0])
+        return prompts._replace(points_BN3=points, labels_BN=labels)
 
     def memory(self, shown: Tensor, rough: Tensor) -> Tensor:
         """See `Family`."""
@@ -198,3 +205,17 @@ def family_of(model: nn.Module) -> Family:
     if isinstance(model, HighResSam3D):
         return HighResFamily(model)
     return OfficialFamily(cast("SamMed3D", model))
+
+
+def upsample(x_BCLLL: Tensor) -> Tensor:
+    """Interpolate as ``interpolate(scale_factor=4, mode="trilinear")``, one axis at a time.
+
+    As matrix products: the library call's gradient scatters atomically, slowly and in any order.
+    """
+    side = x_BCLLL.shape[-1]
+    line = functional.interpolate(
+        torch.eye(side, device=x_BCLLL.device)[None], scale_factor=4, mode="linear"
+    )[0].to(x_BCLLL.dtype)
+    for _ in range(3):
+        x_BCLLL = (x_BCLLL @ line).permute(0, 1, 4, 2, 3)  # three turns restore the axes
+    return x_BCLLL

@@ -126,7 +126,7 @@ class SegmentationTask:
         wrap: Wrap = compile_with or (lambda function: function)
         self.family, self.config, self.autocast = family, config, autocast
         self.encode = wrap(self._encode_now)
-        self.decode = wrap(self._decode_now)
+        self.decode = wrap(self._decode_now) if family.has_fixed_prompts else self._decode_now
         self._loss = wrap(self._loss_now)
         self._next_clicks = wrap(next_clicks)
 
