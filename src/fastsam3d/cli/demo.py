@@ -10,8 +10,8 @@ from fastsam3d.cli.usage import PromptOptions
 from fastsam3d.errors import DatasetError
 
 ICBM152_T1 = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-# A voxel in the body of the right lateral ventricle.
-CLICK = "111,130,97"
+# A voxel in the middle of the right lateral ventricle.
+CLICK = "103,136,89"
 
 
 def demo(*, output_dir: Path = Path("demo-output")) -> None:
