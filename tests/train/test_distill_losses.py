@@ -36,8 +36,17 @@ def test_equal_features_cost_nothing_and_have_a_finite_gradient(kind: str) -> No
 def test_norm_is_the_mean_length_of_each_tokens_error() -> None:
     student, teacher = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
     student[0, 0] = torch.tensor([3.0, 4.0, 0.0, 0.0])  # length 5; the other token is right
-    assert feature_loss(student, teacher, only("norm")).item() == pytest.approx(5 / 2 / 4**0.5)
-    assert feature_loss(student, teacher, only("mse")).item() == pytest.approx(25 / 8)
+    norm, mse = only("norm", is_relative=False), only("mse", is_relative=False)
+    assert feature_loss(student, teacher, norm).item() == pytest.approx(5 / 2 / 4**0.5)
+    assert feature_loss(student, teacher, mse).item() == pytest.approx(25 / 8)
+
+
+@pytest.mark.parametrize("kind", ["norm", "mse"])
+def test_saying_nothing_costs_one_whatever_the_size_of_the_features(kind: str) -> None:
+    torch.manual_seed(0)
+    teacher = 37 * torch.randn(2, 5, 8)
+    silence = torch.zeros_like(teacher)
+    assert feature_loss(silence, teacher, only(kind)).item() == pytest.approx(1)
 
 
 def test_cosine_and_relation_see_directions_only() -> None:

@@ -25,6 +25,9 @@ class FeatureLossConfig:
         mse: Of the mean squared difference.
         cosine: Of one minus the cosine between tokens.
         relation: Of the mean squared difference between the two matrices of cosines among tokens.
+        is_relative: Divide norm and mse by what a student that says nothing would get, so that a
+            layer does not count more because its features are larger, and features weigh the
+            same against masks in every model. False is the paper's letter.
         has_layer_norm: Normalise each token to mean 0 and deviation 1 before any of them.
     """
 
@@ -32,6 +35,7 @@ class FeatureLossConfig:
     mse: float = 0.0
     cosine: float = 0.0
     relation: float = 0.0
+    is_relative: bool = True
     has_layer_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -44,8 +48,8 @@ class FeatureLossConfig:
 def feature_loss(student: Tensor, teacher: Tensor, config: FeatureLossConfig) -> Tensor:
     """Compare the tokens of student and teacher.
 
-    The norm is divided by sqrt(C), which makes it the root mean square over channels: a constant
-    factor on the paper's loss that keeps weights comparable between widths.
+    Unless it is relative, the norm is divided by sqrt(C), which makes it the root mean square over
+    channels: a constant factor on the paper's loss.
 
     Args:
         student: (B, T, C).
@@ -55,17 +59,17 @@ def feature_loss(student: Tensor, teacher: Tensor, config: FeatureLossConfig) ->
     Returns:
         A scalar, float32.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher, width = student.float(), teacher.float(), student.shape[-1]
     if config.has_layer_norm:
-        shape = student.shape[-1:]
-        student = functional.layer_norm(student, shape)
-        teacher = functional.layer_norm(teacher, shape)
+        student = functional.layer_norm(student, (width,))
+        teacher = functional.layer_norm(teacher, (width,))
     total = student.new_zeros(())
     if config.norm:
-        distance = _norms(student - teacher).mean()
-        total = total + config.norm * distance / student.shape[-1] ** 0.5
+        unit = _norms(teacher).mean().clamp(min=1e-12) if config.is_relative else width**0.5
+        total = total + config.norm * _norms(student - teacher).mean() / unit
     if config.mse:
-        total = total + config.mse * functional.mse_loss(student, teacher)
+        unit = teacher.square().mean().clamp(min=1e-12) if config.is_relative else 1.0
+        total = total + config.mse * functional.mse_loss(student, teacher) / unit
     if config.cosine:
         cosine = functional.cosine_similarity(student, teacher, dim=-1)
         total = total + config.cosine * (1 - cosine).mean()
