@@ -69,13 +69,15 @@ def batch() -> TrainingBatch:
     return TrainingBatch(image[None, None], ball[None, None], torch.ones(1, 1))
 
 
-def learn(trainer: Trainer, batch: TrainingBatch, steps: int) -> list[Losses]:
+def learn(
+    trainer: Trainer, batch: TrainingBatch, steps: int, *, num_rounds: int = 0
+) -> list[Losses]:
     """Take steps at the present place of the schedule."""
     trainer.num_steps = 6
     curve: list[Losses] = []
     for _ in range(steps):
         torch.manual_seed(0)
-        curve.append(trainer.learn(batch, 0))
+        curve.append(trainer.learn(batch, num_rounds))
     return curve
 
 
@@ -126,6 +128,32 @@ def test_each_stage_learns_and_moves_its_own_parts_only(
     assert groups(moved(before, trainer.model)) == expected
     assert not moved(frozen, guide.model)
     assert not any(p.requires_grad for p in guide.model.parameters())
+
+
+def test_copied_blocks_go_on_learning_from_the_output_alone(
+    bank: TrainingBank, batch: TrainingBatch, tmp_path: Path
+) -> None:
+    config = run_config(SAM_STUDENT, "copy_then_output", *SHARES)
+    trainer = trainer_of(bank, SAM_STUDENT, teacher_of(SAM_TEACHER), config, tmp_path)
+    trainer.step = STAGES["neck"]
+    before = copy_of(trainer.model)
+    curve = learn(trainer, batch, 4)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert "layers_loss" not in curve[0]
+    learnt = {"block0", "block1", "neck", "embedding"}
+    assert groups(moved(before, trainer.model)) == learnt
+
+
+@pytest.mark.parametrize("student", [HR_STUDENT, SAM_STUDENT])
+def test_from_scratch_learns_everything_from_the_truth(
+    student: ModelConfig, bank: TrainingBank, batch: TrainingBatch, tmp_path: Path
+) -> None:
+    model = build(student, 1)
+    trainer = Trainer(model, bank, run_config(student, "from_scratch"), output=tmp_path)
+    before = copy_of(model)
+    curve = learn(trainer, batch, 4, num_rounds=1)
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert moved(before, model) == {name for name, _ in model.named_parameters()}
 
 
 def test_errors_are_logged_per_active_layer(

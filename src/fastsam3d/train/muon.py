@@ -35,7 +35,7 @@ EDGE_NAMES = (
     "point_embeddings",
     "_point_embed",
     "_mask_embed",
-    "mask_downscaling.0",
+    "mask_downscaling",  # idle at first clicks, where Muon would go on at full size
     "mlps.0.layers.2",
     "mlps.1.layers.2",
     "mlps.2.layers.2",
