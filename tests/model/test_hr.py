@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsam3d.model.config import HR_S
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.hr_decoder import NUM_MAPS, PromptMaps, Prompts, _FineInputs
+from fastsam3d.model.hr_decoder import NUM_MAPS, PromptMaps, Prompts, FineInputs
 from fastsam3d.model.hr_layers import (
     axial_rope,
     depth_to_space,
@@ -182,7 +182,7 @@ def test_double_resolution_is_trilinear_interpolation() -> None:
 def test_limited_masks_equal_full_ones_inside_the_box(model: HighResSam3D) -> None:
     torch.manual_seed(0)
     half, tokens = SIZE // 2, torch.randn(1, 1, TOY.out_dim)
-    fine = _FineInputs(
+    fine = FineInputs(
         torch.randn(1, 64, SIZE // 4, SIZE // 4, SIZE // 4),
         torch.randn(1, 32, half, half, half),
         torch.randn(1, NUM_MAPS, half, half, half),

@@ -33,6 +33,7 @@ COMMANDS: Final = (
     Command("segment", "fastsam3d.cli.segment:segment", "Segment what you point at in a volume."),
     Command("info", "fastsam3d.cli.info:info", "Show a volume's geometry and intensities."),
     Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
+    Command("export", "fastsam3d.cli.export:app", "Write a model as ONNX graphs."),
     Command("train", "fastsam3d.cli.train:train", "Train a model from a pack of cases."),
     Command("distill", "fastsam3d.cli.distill:distill", "Teach a small model what a large knows."),
     Command("bench", "fastsam3d.cli.bench:bench", "Time models: latency, FLOPs, memory."),

@@ -36,10 +36,12 @@ class EngineOptions:
     Attributes:
         model: Name of a model (see `fastsam3d models list`) or path of a .safetensors file.
         device: Where to compute; auto takes CUDA if there is any.
+        engine: What runs the model; onnx needs the extra of that name.
     """
 
     model: str = "hr_s"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["auto", "torch", "onnx"] = "auto"
 
 
 @Parameter(name="*", group="Output")
@@ -113,7 +115,7 @@ def segment(
         progress(f"Reading {image.name}")
         volume = read_volume(image)
         progress(f"Loading model {engine.model}")
-        session = Session.from_pretrained(engine.model, device=engine.device)
+        session = Session.from_pretrained(engine.model, device=engine.device, engine=engine.engine)
         session.set_volume(volume)
         progress("Segmenting")
         result = session.predict(prompt_set)

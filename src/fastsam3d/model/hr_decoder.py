@@ -173,7 +173,7 @@ class TwoWayLayer(nn.Module):
         return tokens, image
 
 
-class _FineInputs(NamedTuple):
+class FineInputs(NamedTuple):
     """What the finest stage reads: normalised quarter-grid features, half-grid skips and maps."""
 
     quarter: Tensor
@@ -253,18 +253,18 @@ class HighResDecoder(nn.Module):
         rough = self._rough_masks(x, tokens[:, 1:2])
         count = NUM_MASKS if multimask else 1
         quality = self.quality(tokens[:, 0])[:, :count]
-        fine = _FineInputs(self.up2.norm.activated(x), skip2, maps, full)
+        fine = FineInputs(self.up2.norm.activated(x), skip2, maps, full)
         if self.is_limited and count == 1 and x.shape[0] == 1:
             return self._limited_masks(fine, rough, tokens[:, 1:2]), quality, rough
         return self._fine_masks(fine, tokens[:, 1 : 1 + count]), quality, rough
 
-    def _fine_masks(self, fine: _FineInputs, tokens_BMC: Tensor) -> Tensor:
+    def _fine_masks(self, fine: FineInputs, tokens_BMC: Tensor) -> Tensor:
         """Return logits (B, M, S, S, S), or of the box that the inputs were cut to."""
         at2 = self.prompt_pyramid.at2(fine.maps)
         x = self.res2(add_to(add_to(self.up2.conv(fine.quarter), fine.skip2), at2))
         return self._masks(self.norm2.activated(x), fine.full, tokens_BMC)
 
-    def _limited_masks(self, fine: _FineInputs, rough: Tensor, tokens_BMC: Tensor) -> Tensor:
+    def _limited_masks(self, fine: FineInputs, rough: Tensor, tokens_BMC: Tensor) -> Tensor:
         """Compute the finest stage only where the rough mask leaves any doubt about background.
 
         Exact inside the box but for its outermost voxels; outside, the rough logits stand.
@@ -275,7 +275,7 @@ class HighResDecoder(nn.Module):
         if box is None:
             return whole
         quarter, half, full = (_slices(box, factor) for factor in (1, 2, 4))
-        cut = _FineInputs(fine.quarter[quarter], fine.skip2[half], fine.maps[half], fine.full[half])
+        cut = FineInputs(fine.quarter[quarter], fine.skip2[half], fine.maps[half], fine.full[half])
         whole[full] = self._fine_masks(cut, tokens_BMC).to(whole.dtype)
         return whole
 

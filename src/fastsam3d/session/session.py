@@ -18,6 +18,7 @@ from fastsam3d.model.registry import load_card, load_model
 from fastsam3d.prompts import MaskPrompt, Point, PromptSet
 from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
 from fastsam3d.session.drawn_rounds import DrawnPolicy, play_prompt
+from fastsam3d.session.engine import EngineName, create_engine
 from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
@@ -87,6 +88,7 @@ class Session:
         *,
         device: Device = "auto",
         policy: ScalePolicy | None = None,
+        engine: EngineName = "auto",
     ) -> Self:
         """Make a session with the weights of a registry name or a .safetensors file.
 
@@ -94,17 +96,23 @@ class Session:
             name_or_path: Which weights; their card says how they want their input.
             device: Where to compute; "auto" takes CUDA if there is any.
             policy: As the constructor.
+            engine: What runs the model, see `fastsam3d.session.engine.create_engine`.
 
         Raises:
             ModelNotFoundError: No such model.
             CheckpointError: The weights are damaged or do not fit their card.
-            ConfigError: CUDA is asked for and absent.
+            ConfigError: CUDA, or the package of an engine, is asked for and absent.
         """
         chosen = choose_device(device)
         card = load_card(name_or_path)
-        model = cast("PromptableModel", load_model(name_or_path, device=chosen))
+        runner = create_engine(
+            load_model(name_or_path, device=chosen),
+            engine,
+            preprocessing=card.preprocessing,
+            weights_sha256=card.sha256,
+        )
         predictor = Predictor(
-            model,
+            cast("PromptableModel", runner),
             card.preprocessing,
             device=chosen,
             model_id=card.sha256,
