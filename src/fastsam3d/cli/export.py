@@ -11,7 +11,7 @@ from fastsam3d.cli.progress import show_progress
 from fastsam3d.cli.usage import Flag
 from fastsam3d.errors import ConfigError
 
-app = App(help="Write models in other formats.")
+app = App(name="export", help="Write models in other formats.")
 
 
 @app.command
