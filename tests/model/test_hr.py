@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsam3d.model.config import HR_S
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.hr_decoder import NUM_MAPS, PromptMaps, Prompts, FineInputs
+from fastsam3d.model.hr_decoder import NUM_MAPS, FineInputs, PromptMaps, Prompts
 from fastsam3d.model.hr_layers import (
     axial_rope,
     depth_to_space,
