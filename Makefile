@@ -54,5 +54,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[demo,hub,train,eval,dev]"
+	$(PIP) --editable ".[demo,hub,onnx,train,eval,dev]"
 	@touch $@

@@ -13,6 +13,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -180,8 +181,7 @@ def main() -> None:
         check=False,
     )
     facts = {
-        "command": f"python benchmarks/engine_cpu.py dev train_pack.npz --threads {words.threads} "
-        f"--crops {words.crops} --rounds {words.rounds}",
+        "command": shlex.join(["python", "benchmarks/engine_cpu.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": platform.processor() or platform.machine(),
