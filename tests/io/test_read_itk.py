@@ -67,10 +67,7 @@ def test_2d_images_and_trailing_single_axes_are_volumes(tmp_path: Path, suffix: 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (
-            sitk.JoinSeries([image(), image()]),
-            r"must be 3-D and not empty, got shape \(2, 3, 4, 2",
-        ),
+        (sitk.JoinSeries([image(), image()]), r"must be 3-D, got shape \(2, 3, 4, 2\); choose"),
         (sitk.Compose([image()] * 3), "one real number each, got 3 x"),
         (image(np.where(ARRAY == 3, np.nan, ARRAY)), "1 of 24 voxels that are NaN"),
     ],

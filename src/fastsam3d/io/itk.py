@@ -16,6 +16,7 @@ import SimpleITK
 
 from fastsam3d.errors import VolumeReadError, VolumeWriteError
 from fastsam3d.io.streams import GZIP_MAGIC, check_announced, check_gzip
+from fastsam3d.io.times import chosen_times
 from fastsam3d.volume import Geometry, SourceHeader, Volume
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from fastsam3d.io.times import Times
 
 sitk: Any = SimpleITK  # Its annotations are not checkable.
 
@@ -34,18 +37,20 @@ _DATA_FILE: Final = re.compile(
 )
 
 
-def read_itk(path: Path, kind: Literal["nrrd", "meta"]) -> Volume:
-    """Read one 3-D NRRD or MetaImage file, with its detached data file if it has one.
+def read_itk(path: Path, kind: Literal["nrrd", "meta"], times: Times = None) -> tuple[Volume, ...]:
+    """Read volumes of one NRRD or MetaImage file, with its detached data file if it has one.
 
     Args:
         path: The file, or the header (.nhdr, .mhd) of a pair.
         kind: Format, found by content.
+        times: Which volumes along the fourth axis, see `times.chosen_times`.
 
     Returns:
-        The volume in the file's voxel order and dtype.
+        The volumes in the file's voxel order and dtype.
 
     Raises:
-        VolumeReadError: Not one scalar 3-D volume, damaged, truncated, too large or not finite.
+        VolumeReadError: Not scalar, no such time point, damaged, truncated, too large or not
+            finite.
         GeometryError: The geometry is singular, NaN or has bad voxel sizes.
     """
     data_path = _data_path(path)
@@ -54,19 +59,20 @@ def read_itk(path: Path, kind: Literal["nrrd", "meta"]) -> Volume:
         reader.SetImageIO(_READERS[kind])
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
-        grid = _checked_grid(reader, path.stat().st_size + data_path.stat().st_size)
-        geometry = Geometry.from_itk(*grid)
+        shape, *grid = _checked_grid(reader, path.stat().st_size + data_path.stat().st_size)
+        chosen = chosen_times(times, shape)
+        geometry = Geometry.from_itk(shape[:3], *grid)
         if kind == "nrrd":
-            num_bytes = math.prod(grid[0]) * _bits_per_voxel(reader) // 8
+            num_bytes = math.prod(shape) * _bits_per_voxel(reader) // 8
             _check_gzip(data_path, num_bytes, is_detached=data_path != path)
         image: Any = reader.Execute()
     except RuntimeError as error:
         message = f"Data is damaged or truncated ({_reason(error, path)}); copy or export it again."
         raise VolumeReadError(message) from error
     array: NDArray[Any] = sitk.GetArrayFromImage(image).T
-    _, spacing, origin, direction = grid
-    source = SourceHeader("itk", (*spacing, *origin, *direction))
-    return Volume(array.reshape(geometry.shape), geometry, source=source)
+    array = array.reshape(shape, order="F")
+    source = SourceHeader("itk", tuple(value for part in grid for value in part))
+    return tuple(Volume(array[..., time], geometry, source=source) for time in chosen)
 
 
 def write_itk(
@@ -167,14 +173,14 @@ def _check_gzip(path: Path, num_bytes: int, *, is_detached: bool) -> None:
 def _checked_grid(
     reader: Any, file_bytes: int
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Return size, spacing, origin and direction in 3-D after checking all that they imply."""
+    """Return size (with time), and spacing, origin and direction in 3-D, after checks."""
     size = [int(value) for value in reader.GetSize()]
     pixel = str(sitk.GetPixelIDValueAsString(reader.GetPixelID()))
     components = int(reader.GetNumberOfComponents())
     if components != 1 or "complex" in pixel:
         message = f"Voxels must be one real number each, got {components} x {pixel}; split it."
         raise VolumeReadError(message)
-    if len(size) < 2 or min(size) < 1 or any(n > 1 for n in size[3:]):
+    if len(size) < 2 or min(size) < 1 or any(n > 1 for n in size[4:]):
         message = f"Volume must be 3-D and not empty, got shape {tuple(size)}; select one volume."
         raise VolumeReadError(message)
     check_announced(math.prod(size) * _bits_per_voxel(reader) // 8, file_bytes, is_compressed=True)
@@ -185,7 +191,7 @@ def _checked_grid(
     axes = np.asarray(reader.GetDirection(), dtype=np.float64).reshape(num_axes, num_axes)
     direction[:num_kept, :num_kept] = axes[:3, :3]
     return (
-        (*size, 1)[:3],
+        (*size, 1, 1)[:4],
         tuple(spacing.tolist()),
         tuple(origin.tolist()),
         tuple(direction.ravel().tolist()),

@@ -10,6 +10,7 @@ import numpy as np
 from fastsam3d.errors import VolumeReadError
 from fastsam3d.io.nifti_header import DTYPE_NAMES, byte_order, make_header, read_header
 from fastsam3d.io.streams import check_announced, fill, gzip_writer, is_gzip, open_inflated
+from fastsam3d.io.times import chosen_times
 from fastsam3d.volume import SourceHeader, Volume
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fastsam3d.io.nifti_header import NiftiHeader
+    from fastsam3d.io.times import Times
     from fastsam3d.volume import Geometry
 
 MAX_TRAILING_BYTES: Final = 4096
@@ -25,34 +28,46 @@ WRITABLE_DTYPES: Final = frozenset(np.dtype(name) for name in DTYPE_NAMES.values
 _SKIP_BYTES: Final = 2**20
 
 
-def read_nifti(path: Path) -> Volume:
-    """Read one 3-D NIfTI file.
+def read_nifti(path: Path, times: Times = None) -> tuple[Volume, ...]:
+    """Read volumes of one NIfTI file.
 
     Args:
         path: File of NIfTI-1 or -2, plain or gzip, in either byte order.
+        times: Which volumes along the fourth axis, see `times.chosen_times`.
 
     Returns:
-        The volume in the file's voxel order and dtype (float32 where the header scales the
-        values), with the header in `source`.
+        The volumes in the file's voxel order and dtype (float32 where the header scales the
+        values), each with the header of a 3-D file in `source`.
 
     Raises:
-        VolumeReadError: Not one scalar 3-D volume, damaged, truncated, too large or not finite.
+        VolumeReadError: Not scalar, no such time point, damaged, truncated, too large or not
+            finite.
         GeometryError: The header's geometry is singular, NaN or has bad voxel sizes.
     """
     with open_inflated(path) as stream:
         header = read_header(stream)
+        chosen = chosen_times(times, (*header.geometry.shape, header.num_times))
         num_bytes = math.prod(header.geometry.shape) * header.dtype.itemsize
-        check_announced(num_bytes, path.stat().st_size, is_compressed=is_gzip(path))
+        total = num_bytes * header.num_times
+        check_announced(total, path.stat().st_size, is_compressed=is_gzip(path))
         _skip(stream, header.offset - len(header.raw))
-        data = fill(stream, np.empty(num_bytes, dtype=np.uint8).data)
-        if len(data) < num_bytes:
+        num_before = _skip(stream, chosen.start * num_bytes)
+        data = fill(stream, np.empty(num_bytes * len(chosen), dtype=np.uint8).data)
+        num_after = _skip(stream, (header.num_times - chosen.stop) * num_bytes)
+        num_read = num_before + len(data) + num_after
+        if num_read < total:
             message = (
-                f"File is truncated, got {len(data)} of the {num_bytes} bytes of voxels that its "
+                f"File is truncated, got {num_read} of the {total} bytes of voxels that its "
                 "header announces; copy or download it again."
             )
             raise VolumeReadError(message)
-        _check_end(stream, num_bytes)
-    array = np.frombuffer(data, dtype=header.dtype).reshape(header.geometry.shape, order="F")
+        _check_end(stream, total)
+    flat = np.frombuffer(data, dtype=header.dtype).reshape(len(chosen), -1)
+    return tuple(_volume(part, header) for part in flat)
+
+
+def _volume(flat: NDArray[Any], header: NiftiHeader) -> Volume:
+    array = flat.reshape(header.geometry.shape, order="F")
     array = array.astype(header.dtype.newbyteorder("="), copy=False)
     if (header.slope, header.intercept) != (1.0, 0.0):
         # An overflow gives infinity, which Volume refuses with a sentence.
@@ -86,9 +101,12 @@ def write_nifti(
             raw.write(payload)
 
 
-def _skip(stream: BinaryIO, num_bytes: int) -> None:
-    while num_bytes > 0 and (count := len(fill(stream, bytearray(min(num_bytes, _SKIP_BYTES))))):
-        num_bytes -= count
+def _skip(stream: BinaryIO, num_bytes: int) -> int:
+    """Read and forget; return how many bytes there were."""
+    left = num_bytes
+    while left > 0 and (count := len(fill(stream, bytearray(min(left, _SKIP_BYTES))))):
+        left -= count
+    return num_bytes - left
 
 
 def _check_end(stream: BinaryIO, num_bytes: int) -> None:

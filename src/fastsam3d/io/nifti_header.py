@@ -73,12 +73,13 @@ class NiftiHeader:
     """A header that passed every check.
 
     Attributes:
-        raw: Header bytes as they are in the file.
+        raw: Header bytes as they are in the file; of a 4-D file, those of one time point.
         geometry: Grid in RAS+ millimetres; a missing third axis has one voxel.
         dtype: Type of the stored voxels, in the file's byte order.
         offset: Position of the first voxel in the inflated file, in bytes.
         slope: Factor from stored to real values; 1 when the header sets none.
         intercept: Term added after the factor.
+        num_times: Volumes along the fourth axis.
     """
 
     raw: bytes
@@ -87,6 +88,7 @@ class NiftiHeader:
     offset: int
     slope: float
     intercept: float
+    num_times: int = 1
 
 
 def read_header(stream: BinaryIO) -> NiftiHeader:
@@ -96,7 +98,7 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
         stream: Inflated NIfTI file at position 0; left right behind the header.
 
     Raises:
-        VolumeReadError: Truncated, not single-file NIfTI, or not one scalar 3-D volume.
+        VolumeReadError: Truncated, not single-file NIfTI, or not scalar 3-D or 4-D.
         GeometryError: Singular, NaN or otherwise impossible geometry.
     """
     raw = bytes(fill(stream, bytearray(4)))
@@ -110,13 +112,19 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
     # Signalling NaNs warn when they are converted; the checks below tell of them in words.
     with np.errstate(invalid="ignore"):
         slope, intercept = _scale(fields)
+        shape, num_times = _shape(fields)
+        geometry = _geometry(fields, shape)
+        if num_times > 1:  # What is written from here on is of one time point.
+            fields["dim"] = [3, *shape, 1, 1, 1, 1]
+            raw = fields.tobytes()
         return NiftiHeader(
             raw=raw,
-            geometry=_geometry(fields, _shape(fields)),
+            geometry=geometry,
             dtype=_voxel_dtype(fields).newbyteorder(byte_order(raw)),
             offset=_data_offset(fields),
             slope=slope,
             intercept=intercept,
+            num_times=num_times,
         )
 
 
@@ -173,17 +181,18 @@ def _check_magic(magic: bytes) -> None:
     raise VolumeReadError(message)
 
 
-def _shape(fields: Any) -> tuple[int, int, int]:
+def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:
+    """Return the shape of a volume and the number of volumes."""
     dim = [int(value) for value in fields["dim"]]
     num_axes, sizes = dim[0], dim[1 : dim[0] + 1]
     if not 2 <= num_axes <= 7 or min(sizes) < 1:
         message = f"Header dimensions must be 2 to 7 positive sizes, got {dim}; export it again."
         raise VolumeReadError(message)
-    if any(size > 1 for size in sizes[3:]):
-        message = f"Volume must be 3-D, got shape {tuple(sizes)}; select one time point or channel."
+    if any(size > 1 for size in sizes[4:]):
+        message = f"Volume must be 3-D, got shape {tuple(sizes)}; select one channel first."
         raise VolumeReadError(message)
-    i, j, k = (*sizes, 1)[:3]
-    return i, j, k
+    i, j, k, num_times = (*sizes, 1, 1)[:4]
+    return (i, j, k), num_times
 
 
 def _voxel_dtype(fields: Any) -> np.dtype[Any]:
@@ -287,7 +296,7 @@ def _kept_fields(geometry: Geometry, source: SourceHeader | None) -> Any:
         return None
     fields = _fields(source.payload)
     with np.errstate(invalid="ignore"):
-        is_same = _geometry(fields, _shape(fields)) == geometry
+        is_same = _geometry(fields, _shape(fields)[0]) == geometry
     return fields if is_same else None
 
 

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 from fastsam3d.errors import GeometryError, VolumeReadError
 from fastsam3d.io.nifti import read_nifti
 from fastsam3d.io.streams import sniff
+from fastsam3d.io.times import Every, chosen_times
 from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from fastsam3d.io.times import Times
     from fastsam3d.volume import Volume
 
 
-def read_volume(path: str | PathLike[str], *, series_uid: str | None = None) -> Volume:
+def read_volume(
+    path: str | PathLike[str], *, series_uid: str | None = None, time: int | None = None
+) -> Volume:
     """Read one 3-D scalar volume.
 
     NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) or a folder of one DICOM
@@ -26,21 +30,41 @@ def read_volume(path: str | PathLike[str], *, series_uid: str | None = None) -> 
     Args:
         path: File, or DICOM folder.
         series_uid: SeriesInstanceUID to read of a folder that holds several.
+        time: Time point to read of a 4-D file, from 0; a DICOM folder holds one volume.
 
     Returns:
         Voxels in the file's own i, j, k order and dtype (float32 where the file scales them,
         native byte order), geometry in RAS+ millimetres, modality if the file tells it.
 
     Raises:
-        VolumeReadError: Missing, damaged, truncated, too large, empty, 4-D, RGB, NaN, or a DICOM
-            series with missing, doubled or differing slices.
+        VolumeReadError: Missing, damaged, truncated, too large, empty, RGB, NaN, 4-D without a
+            time point chosen, or a DICOM series with missing, doubled or differing slices.
         GeometryError: Singular, NaN or otherwise impossible geometry.
     """
-    source = Path(path)
+    return _read_named(Path(path), series_uid, time)[0]
+
+
+def read_time_points(path: str | PathLike[str]) -> tuple[Volume, ...]:
+    """Read all volumes of a 4-D file, in the order of time.
+
+    Args:
+        path: NIfTI, NRRD or MetaImage; a 3-D file has one time point.
+
+    Returns:
+        As `read_volume`, all on one grid.
+
+    Raises:
+        VolumeReadError: As `read_volume`.
+        GeometryError: As `read_volume`.
+    """
+    return _read_named(Path(path), None, Every.TIME)
+
+
+def _read_named(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...]:
     try:
-        return _read(source, series_uid)
+        return _read(path, series_uid, times)
     except (GeometryError, VolumeReadError) as error:
-        message = f"Cannot read {source.name!r}: {error}"
+        message = f"Cannot read {path.name!r}: {error}"
         raise type(error)(message) from error
 
 
@@ -65,25 +89,27 @@ def read_mask(path: str | PathLike[str]) -> Mask:
         raise VolumeReadError(message) from error
 
 
-def _read(path: Path, series_uid: str | None) -> Volume:
+def _read(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...]:
     # SimpleITK and pydicom are loaded only for the formats that need them: 0.3 s each.
     if path.is_dir():
         from fastsam3d.io.dicom import read_series  # noqa: PLC0415
 
-        return read_series(path, series_uid)
+        volume = read_series(path, series_uid)
+        chosen_times(times, (*volume.shape, 1))
+        return (volume,)
     if not path.is_file():
         message = "No such file or folder; check the path."
         raise VolumeReadError(message)
     try:
         kind = sniff(path)
         if kind == "nifti":
-            return read_nifti(path)
+            return read_nifti(path, times)
         if kind == "dicom":
             message = "One DICOM file is not a volume; give the folder of its series."
             raise VolumeReadError(message)
         from fastsam3d.io.itk import read_itk  # noqa: PLC0415
 
-        return read_itk(path, kind)
+        return read_itk(path, kind, times)
     except OSError as error:
         message = f"The system refused to read it ({error.strerror or error}); check its rights."
         raise VolumeReadError(message) from error
