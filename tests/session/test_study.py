@@ -55,6 +55,10 @@ def with_masks(study: Study, *arrays: np.ndarray) -> list[int]:
     return ids
 
 
+def mask_of(array: np.ndarray) -> MaskPrompt:
+    return MaskPrompt(array, make_study().volume.geometry)
+
+
 def shown(study: Study, object_id: int) -> np.ndarray:
     return study.mask(object_id).array
 
@@ -421,3 +425,41 @@ def test_a_study_does_not_depend_on_how_the_volume_is_stored() -> None:
     for one in (study, other):
         one.add(one.add_object(), Point.voxel((12, 12, 12)))
     np.testing.assert_array_equal(shown(study, 1), shown(other, 1))
+
+
+def test_an_object_can_be_added_with_its_prompts_as_one_change() -> None:
+    study = make_study()
+    ball = study.add_object("ball", prompts=[Point.voxel((12, 12, 12)), mask_of(A)])
+    assert [entry.id for entry in study.log(ball).entries] == [1, 2]
+    plain = make_study()
+    plain.add(plain.add_object("ball"), Point.voxel((12, 12, 12)), mask_of(A))
+    np.testing.assert_array_equal(shown(study, ball), shown(plain, 1))
+    study.undo()
+    assert study.objects == ()
+
+
+def test_a_prompt_that_does_not_fit_adds_no_object() -> None:
+    study = make_study()
+    with pytest.raises(PromptError, match="outside"):
+        study.add_object(prompts=[Point.voxel((99, 0, 0))])
+    assert study.objects == ()
+
+
+def test_an_object_taken_over_keeps_its_id_and_what_was_said_of_it() -> None:
+    first, second = make_study(), make_study()
+    _, liver = first.add_object(), first.add_object("liver", colour=(1, 2, 3), prompts=[mask_of(A)])
+    answer = second.take_over(first.state.find(liver), mask_of(B))
+    (item,) = second.objects
+    assert (item.id, item.name, item.colour) == (liver, "liver", (1, 2, 3))
+    assert answer.changed == answer.region == Region((6, 2, 2), (14, 10, 10))
+    assert second.add_object() == liver + 1
+    second.take_over(first.state.find(liver), mask_of(A))
+    np.testing.assert_array_equal(shown(second, liver), A)
+    second.lock(liver)
+    with pytest.raises(SessionStateError, match="locked"):
+        second.take_over(first.state.find(liver), mask_of(B))
+    second.unlock(liver)
+    second.undo()
+    second.undo()
+    second.undo()
+    np.testing.assert_array_equal(shown(second, liver), B)

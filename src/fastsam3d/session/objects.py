@@ -204,6 +204,28 @@ class StudyState:
         new = StudyObject(id=self.next_id, **fields)
         return replace(self, objects=(*self.objects, new), next_id=self.next_id + 1)
 
+    def with_id(self, item: StudyObject) -> Self:
+        """Return the state with an object of a given id, described as `item`.
+
+        Args:
+            item: Of another state; only what people say about it is taken. Where there is an
+                object of its id it is described anew, else an empty one is added at the end.
+
+        Raises:
+            SessionStateError: The id is too large.
+        """
+        said: dict[str, Any] = {
+            "name": item.name,
+            "colour": item.colour,
+            "terminology": item.terminology,
+        }
+        for found in self.objects:
+            if found.id == item.id:
+                return self.with_object(replace(found, **said))
+        new = StudyObject(id=item.id, **said)
+        next_id = max(self.next_id, item.id + 1)
+        return replace(self, objects=(*self.objects, new), next_id=next_id)
+
     def deleted(self, *object_ids: int) -> Self:
         """Return the state without objects.
 
@@ -368,7 +390,7 @@ def shown_prediction(
         warnings = (*warnings, COVERED_WARNING)
     changed = EMPTY_REGION
     for key, new in state.shown.items():
-        old = before.shown[key]
+        old = before.shown.get(key, ObjectMask.empty())
         if not old.equals(new):
             changed = changed.union(old.region).union(new.region)
     return Prediction(

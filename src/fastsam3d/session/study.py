@@ -8,7 +8,6 @@ so a call that raises leaves everything as it was. One thread at a time.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,25 +17,27 @@ from fastsam3d.io.segmentation import write_segmentation
 from fastsam3d.prompts import MaskPrompt, Point, PromptLog
 from fastsam3d.session.neighbours import negatives_near
 from fastsam3d.session.object_mask import ObjectMask
-from fastsam3d.session.objects import Overlap, StudyObject, StudyState, shown_prediction
+from fastsam3d.session.objects import shown_prediction
 from fastsam3d.session.postprocess import Step, apply_steps
 from fastsam3d.session.session import Session
 from fastsam3d.session.statistics import ObjectStatistics, measure_object
-from fastsam3d.session.study_file import StudyFile, read_study, volume_hash, write_study
-from fastsam3d.session.undo import UndoStack
+from fastsam3d.session.study_base import StudyBase
 from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from os import PathLike
+    from pathlib import Path
 
     from fastsam3d.io.segmentation import Colour, Terminology
     from fastsam3d.prompts import Prompt
     from fastsam3d.segmenter import Prediction
+    from fastsam3d.session.objects import Overlap, StudyObject
     from fastsam3d.session.session import Device
     from fastsam3d.volume import Region, Volume
 
 
-class Study:
+class Study(StudyBase):
     """Segments many objects of one volume.
 
     Args:
@@ -62,13 +63,8 @@ class Study:
         locked_negatives: int = 0,
         autosave: str | PathLike[str] | None = None,
     ) -> None:
-        self.session = session
+        super().__init__(session, volume, overlap=overlap, autosave=autosave)
         self.locked_negatives = locked_negatives
-        self.autosave = None if autosave is None else Path(autosave)
-        self._volume = volume
-        self._volume_hash: str | None = None
-        self._states = UndoStack(StudyState(overlap=overlap), StudyState.masks)
-        session.set_volume(volume)
 
     @classmethod
     def from_pretrained(
@@ -93,21 +89,6 @@ class Study:
             ConfigError: CUDA is asked for and absent, or an option cannot be used.
         """
         return cls(Session.from_pretrained(name_or_path, device=device), volume, **options)
-
-    @property
-    def volume(self) -> Volume:
-        """The volume."""
-        return self._volume
-
-    @property
-    def state(self) -> StudyState:
-        """Everything about the objects, as one immutable value."""
-        return self._states.current
-
-    @property
-    def objects(self) -> tuple[StudyObject, ...]:
-        """The objects, in the order of the list."""
-        return self.state.objects
 
     def log(self, object_id: int) -> PromptLog:
         """Return what was done to the prompts of an object, with the ids of its prompts.
@@ -137,9 +118,7 @@ class Study:
             VolumeWriteError: The answer is there but could not be saved automatically.
         """
         item = self.state.find_unlocked(object_id)
-        if not prompts:
-            message = "There is no prompt to answer; add a point, a box, a scribble or a lasso."
-            raise PromptError(message)
+        _check_any(prompts)
         if not len(item.log):
             prompts = (*self._neighbour_points(prompts[0]), *prompts)
         return self._with_log(item, item.log.add(*prompts))
@@ -192,22 +171,52 @@ class Study:
         *,
         colour: Colour | None = None,
         terminology: Terminology | None = None,
+        prompts: Iterable[Prompt] = (),
     ) -> int:
-        """Add an empty object at the end of the list and return its id.
+        """Add an object at the end of the list, as one change, and return its id.
 
         Args:
             name: For people; "Object N" by default.
             colour: Red, green, blue; by default one that depends on the id alone.
             terminology: What it is.
+            prompts: Its first prompts, in order; without any it is empty.
 
         Raises:
             ConfigError: The name or the colour cannot be used.
+            PromptError: A prompt does not fit the volume.
+            CheckpointError: The model returned logits that are not finite.
         """
         given = {"name": name, "colour": colour, "terminology": terminology}
         fields = {key: value for key, value in given.items() if value is not None}
         object_id = self.state.next_id
-        self._commit(self.state.added(**fields))
+        state, first = self.state.added(**fields), tuple(prompts)
+        if first:
+            log = PromptLog().add(*self._neighbour_points(first[0]), *first)
+            state = state.with_object(self._answered(state.find(object_id), log)[0])
+        self._commit(state)
         return object_id
+
+    def take_over(self, item: StudyObject, *prompts: Prompt) -> Prediction:
+        """Have an object of another time point here too, with prompts of its own.
+
+        It keeps its id, name, colour and codes. An object of that id is replaced, in its place.
+
+        Args:
+            item: The object there.
+            prompts: Its prompts here, in order.
+
+        Raises:
+            SessionStateError: The object of that id is locked here.
+            PromptError: A prompt does not fit the volume, or none was given.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        _check_any(prompts)
+        before, state = self.state, self.state.with_id(item)
+        answered, prediction = self._answered(
+            state.find_unlocked(item.id), PromptLog().add(*prompts)
+        )
+        self._commit(state.with_object(answered))
+        return shown_prediction(self._volume, self.state, before, item.id, prediction)
 
     def describe(
         self,
@@ -335,36 +344,6 @@ class Study:
         cleaned = apply_steps(item.answer, steps, self._volume.geometry)
         return self._show(replace(item, steps=steps, cleaned=cleaned), None)
 
-    # Undo
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is a change to take back."""
-        return self._states.can_undo
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether there is a change to bring back."""
-        return self._states.can_redo
-
-    def undo(self) -> None:
-        """Take the latest change of whatever kind back, exactly and at once.
-
-        Raises:
-            SessionStateError: There is nothing to take back.
-        """
-        self._states.undo()
-        self._autosave()
-
-    def redo(self) -> None:
-        """Bring back what `undo` took.
-
-        Raises:
-            SessionStateError: There is nothing to bring back.
-        """
-        self._states.redo()
-        self._autosave()
-
     # Results
 
     def mask(self, object_id: int) -> Mask:
@@ -407,48 +386,6 @@ class Study:
         arrays, segments = self.state.layers(self._volume.shape)
         write_segmentation([self._volume.new_mask(array) for array in arrays], segments, path)
 
-    # Files
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write everything but the volume and the undo history to one file, whole or not at all.
-
-        The logs hold their own undo history.
-
-        Raises:
-            VolumeWriteError: The system refused; an earlier file is as it was.
-        """
-        if self._volume_hash is None:
-            self._volume_hash = volume_hash(self._volume)
-        contents = StudyFile(
-            state=self.state,
-            volume_hash=self._volume_hash,
-            geometry=self._volume.geometry,
-            model_id=self.session.predictor.model_id,
-        )
-        write_study(contents, path)
-
-    @classmethod
-    def load(
-        cls, path: str | PathLike[str], session: Session, volume: Volume, **options: Any
-    ) -> Self:
-        """Go on with a saved study: the same masks, without running the model.
-
-        Args:
-            path: What `save` wrote.
-            session: Answers further prompts; with other weights than before, an object's mask
-                becomes theirs when its prompts change.
-            volume: The volume that the study was made on.
-            **options: As the constructor, without `overlap`.
-
-        Raises:
-            StudyFileError: The file is damaged, of another version, or of another volume.
-        """
-        contents = read_study(path, volume)
-        study = cls(session, volume, overlap=contents.state.overlap, **options)
-        study._states = UndoStack(contents.state, StudyState.masks)
-        study._volume_hash = contents.volume_hash
-        return study
-
     def replay(self) -> tuple[int, ...]:
         """Compute all answers anew from the logs.
 
@@ -475,7 +412,7 @@ class Study:
         prediction = self.session.predict(log.prompts)
         return ObjectMask.of(prediction), prediction
 
-    def _with_log(self, item: StudyObject, log: PromptLog) -> Prediction:
+    def _answered(self, item: StudyObject, log: PromptLog) -> tuple[StudyObject, Prediction | None]:
         answer, prediction = self._answer(log)
         changed = replace(
             item,
@@ -484,17 +421,18 @@ class Study:
             cleaned=apply_steps(answer, item.steps, self._volume.geometry),
             quality=0.0 if prediction is None else prediction.predicted_quality,
         )
-        return self._show(changed, prediction)
+        return changed, prediction
+
+    def _with_log(self, item: StudyObject, log: PromptLog) -> Prediction:
+        return self._show(*self._answered(item, log))
 
     def _show(self, item: StudyObject, prediction: Prediction | None) -> Prediction:
         before, state = self.state, self.state.with_object(item)
         self._commit(state)
         return shown_prediction(self._volume, state, before, item.id, prediction)
 
-    def _commit(self, state: StudyState) -> None:
-        self._states.push(state)
-        self._autosave()
 
-    def _autosave(self) -> None:
-        if self.autosave is not None:
-            self.save(self.autosave)
+def _check_any(prompts: tuple[Prompt, ...]) -> None:
+    if not prompts:
+        message = "There is no prompt to answer; add a point, a box, a scribble or a lasso."
+        raise PromptError(message)
