@@ -50,9 +50,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  || { echo "This Python cannot make environments; on Debian: apt-get install python3-venv."; exit 1; }
 	@echo "Installing into $(VENV); with downloads this takes a few minutes."
 	$(PIP) --retries 1 --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(PIP) --editable ".[demo,hub]"
+	$(PIP) --editable ".[demo,hub,server,client]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[demo,hub,onnx,train,eval,dev]"
+	$(PIP) --editable ".[demo,hub,onnx,server,client,train,eval,dev]"
 	@touch $@

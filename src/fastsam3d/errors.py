@@ -5,6 +5,7 @@ Every message is one sentence or two: what was wrong, what we got, what to do. T
     FastSAM3DError
     ├── GeometryError        an affine, shape, region or spacing that cannot describe a voxel grid
     ├── VolumeReadError      a file or array that is not one finite 3-D scalar volume
+    │   └── VolumeTooLargeError   it may be one, but exceeds a limit
     ├── VolumeWriteError     a result that could not be written (nothing is left behind)
     ├── PromptError          a point, box or mask prompt that does not fit the volume
     ├── ModelNotFoundError   no model of that name; the message lists near names
@@ -12,7 +13,11 @@ Every message is one sentence or two: what was wrong, what we got, what to do. T
     ├── SessionStateError    a call out of order; the message names the missing call
     ├── StudyFileError       a saved study that is damaged, of another version or another volume
     ├── ConfigError          a configuration value out of its range
-    └── DatasetError         a training or evaluation case that is missing or inconsistent
+    ├── DatasetError         a training or evaluation case that is missing or inconsistent
+    └── WireError            what a server and a client could not tell each other
+        ├── LeaseExpiredError     the server has forgotten the session; begin a new one
+        ├── ServerBusyError       the server is full or its queue is; try again later
+        └── ServerUnreachableError   no server answers at that address
 """
 
 
@@ -26,6 +31,10 @@ class GeometryError(FastSAM3DError):
 
 class VolumeReadError(FastSAM3DError):
     """A file or array is not one finite 3-D scalar volume."""
+
+
+class VolumeTooLargeError(VolumeReadError):
+    """A volume exceeds a limit on its size."""
 
 
 class VolumeWriteError(FastSAM3DError):
@@ -58,3 +67,19 @@ class ConfigError(FastSAM3DError):
 
 class DatasetError(FastSAM3DError):
     """A training or evaluation case is missing or inconsistent."""
+
+
+class WireError(FastSAM3DError):
+    """A server and a client could not understand or reach each other."""
+
+
+class LeaseExpiredError(WireError):
+    """The server has forgotten the session; begin a new one and set the volume again."""
+
+
+class ServerBusyError(WireError):
+    """The server has no session or no place in its queue left; try again later."""
+
+
+class ServerUnreachableError(WireError):
+    """No server answers at that address."""

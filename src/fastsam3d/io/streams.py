@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
 
-from fastsam3d.errors import VolumeReadError
+from fastsam3d.errors import VolumeReadError, VolumeTooLargeError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 MAX_VOLUME_BYTES: Final = 8 * 2**30
@@ -21,6 +24,7 @@ MAX_INFLATION: Final = 1032
 """Deflate turns one byte into at most this many."""
 GZIP_LEVEL: Final = 1
 GZIP_MAGIC: Final = b"\x1f\x8b"
+_limit = ContextVar("volume_limit", default=MAX_VOLUME_BYTES)
 _HEAD_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 2**20
 
@@ -46,6 +50,20 @@ _FOREIGN = {
     b"\x89HDF": "an HDF5 or MINC file",
     b"\x00\x00\x01\x00": "MGH or an icon",
 }
+
+
+@contextmanager
+def volume_limit(max_bytes: int) -> Generator[None]:
+    """Refuse volumes with more bytes of voxels within a block, in this thread or task only.
+
+    Args:
+        max_bytes: A lower bound than `MAX_VOLUME_BYTES`.
+    """
+    token = _limit.set(min(max_bytes, MAX_VOLUME_BYTES))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 def sniff(path: Path) -> Format:
@@ -145,14 +163,16 @@ def check_announced(num_bytes: int, file_bytes: int, *, is_compressed: bool) -> 
         is_compressed: Whether the file may inflate (by at most `MAX_INFLATION`).
 
     Raises:
-        VolumeReadError: Too large, or more than the file can hold.
+        VolumeTooLargeError: More than the limit.
+        VolumeReadError: More than the file can hold.
     """
-    if num_bytes > MAX_VOLUME_BYTES:
+    limit = _limit.get()
+    if num_bytes > limit:
         message = (
-            f"Volume is too large, its header announces {num_bytes / 2**30:.1f} GiB and the limit "
-            f"is {MAX_VOLUME_BYTES / 2**30:.0f} GiB; crop or resample it first."
+            f"Volume is too large, its header announces {num_bytes / 2**30:.3g} GiB and the limit "
+            f"is {limit / 2**30:.3g} GiB; crop or resample it first."
         )
-        raise VolumeReadError(message)
+        raise VolumeTooLargeError(message)
     if num_bytes > file_bytes * (MAX_INFLATION if is_compressed else 1):
         message = (
             f"File is truncated, its header announces {num_bytes} bytes of voxels and "

@@ -164,6 +164,11 @@ class Session:
         return None if state is None else state.prediction
 
     @property
+    def embeddings(self) -> EmbeddingCache:
+        """The embeddings at hand; forgetting some costs time only."""
+        return self._cache
+
+    @property
     def logits(self) -> tuple[Roi, Tensor] | None:
         """The latest ROI and the model's logits in it, for advanced use.
 

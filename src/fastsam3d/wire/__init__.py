@@ -1,0 +1,1 @@
+"""What travels between a server and its clients: masks and volumes as bytes, without torch."""
