@@ -186,3 +186,13 @@ def test_autocast_runs_and_stays_near_float32(config: ModelConfig) -> None:
 def test_impossible_configs_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(TINY_TEACHER, **changes)
+
+
+def test_point_positions_survive_reduced_precision() -> None:
+    encoder = random_model(TINY_TEACHER).prompt_encoder
+    points, labels = prompts()
+    with torch.no_grad():
+        exact = encoder(points, labels).sparse
+        with torch.autocast("cpu", torch.bfloat16):
+            reduced = encoder(points, labels).sparse
+    assert (reduced.float() - exact).abs().max() < 1e-6

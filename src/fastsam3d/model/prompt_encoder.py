@@ -44,7 +44,8 @@ class RandomFourierEncoding(nn.Module):
         frequencies = self.positional_encoding_gaussian_matrix
         # Phases reach hundreds of radians: half precision would lose the position.
         dtype = torch.promote_types(frequencies.dtype, torch.float32)
-        phase = 2 * math.pi * ((2 * unit_positions.to(dtype) - 1) @ frequencies.to(dtype))
+        with torch.autocast(frequencies.device.type, enabled=False):
+            phase = 2 * math.pi * ((2 * unit_positions.to(dtype) - 1) @ frequencies.to(dtype))
         # Three thirds (sine, cosine, sine again), as the official models were trained.
         encoding = torch.cat([phase.sin(), phase.cos(), phase.sin()], dim=-1)
         return encoding.to(frequencies.dtype)
