@@ -266,3 +266,10 @@ def test_pairs_hold_the_name_of_their_own_data_file(tmp_path: Path) -> None:
         write_mask(MASK, tmp_path / f"liver{suffix}")
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"liver.nhdr", "liver.raw.gz", "liver.mhd", "liver.zraw"}
+
+
+def test_voxels_can_stay_as_they_are_for_readers_that_cannot_inflate(tmp_path: Path) -> None:
+    volume = Volume(np.zeros((4, 5, 6), np.uint8), Geometry((4, 5, 6), np.eye(4)))
+    write_volume(volume, tmp_path / "plain.nrrd", is_compressed=False)
+    assert (tmp_path / "plain.nrrd").read_bytes().endswith(bytes(4 * 5 * 6))
+    assert b"encoding: raw" in (tmp_path / "plain.nrrd").read_bytes()

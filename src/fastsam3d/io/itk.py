@@ -76,20 +76,27 @@ def read_itk(path: Path, kind: Literal["nrrd", "meta"], times: Times = None) -> 
 
 
 def write_itk(
-    path: Path, array: NDArray[Any], geometry: Geometry, source: SourceHeader | None
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry,
+    source: SourceHeader | None,
+    *,
+    is_compressed: bool = True,
 ) -> None:
-    """Write one compressed NRRD or MetaImage file (and its data file for .nhdr and .mhd).
+    """Write one NRRD or MetaImage file (and its data file for .nhdr and .mhd).
 
     Args:
         path: File to write; the suffix gives the format.
         array: Data of shape (I, J, K).
         geometry: Grid of the data.
         source: When it is ITK's own description of `geometry`, its numbers are kept.
+        is_compressed: Whether the voxels are.
 
     Raises:
         VolumeWriteError: SimpleITK could not write.
     """
-    _write_image(path, sitk.GetImageFromArray(np.ascontiguousarray(array.T)), geometry, source)
+    image: Any = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    _write_image(path, image, geometry, source, is_compressed=is_compressed)
 
 
 def write_itk_layers(
@@ -121,7 +128,14 @@ def write_itk_layers(
     _write_image(path, image, geometry, source)
 
 
-def _write_image(path: Path, image: Any, geometry: Geometry, source: SourceHeader | None) -> None:
+def _write_image(
+    path: Path,
+    image: Any,
+    geometry: Geometry,
+    source: SourceHeader | None,
+    *,
+    is_compressed: bool = True,
+) -> None:
     _, spacing, origin, direction = geometry.to_itk()
     if source is not None and isinstance(source.payload, tuple):
         kept = source.payload
@@ -131,7 +145,7 @@ def _write_image(path: Path, image: Any, geometry: Geometry, source: SourceHeade
         image.SetSpacing(spacing)
         image.SetOrigin(origin)
         image.SetDirection(direction)
-        sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+        sitk.WriteImage(image, str(path), useCompression=is_compressed, compressionLevel=1)
     except RuntimeError as error:
         message = (
             f"SimpleITK could not write the file ({_reason(error, path)}); check disk and name."

@@ -36,17 +36,21 @@ def write_mask(mask: Mask, path: str | PathLike[str]) -> None:
     _write(mask.array, mask.geometry, mask.source, path)
 
 
-def write_volume(volume: Volume, path: str | PathLike[str]) -> None:
+def write_volume(
+    volume: Volume, path: str | PathLike[str], *, is_compressed: bool = True
+) -> None:
     """Write intensities in their own dtype; otherwise as `write_mask`.
 
     Args:
         volume: Integers or floats; float16 and booleans have no file format.
         path: As `write_mask`.
+        is_compressed: Whether NRRD and MetaImage files are; for readers that cannot inflate. Of
+            NIfTI files the suffix says it.
 
     Raises:
         VolumeWriteError: As `write_mask`, or the dtype has no file format.
     """
-    _write(volume.array, volume.geometry, volume.source, path)
+    _write(volume.array, volume.geometry, volume.source, path, is_compressed=is_compressed)
 
 
 def check_target(path: str | PathLike[str]) -> Path:
@@ -79,6 +83,8 @@ def _write(
     geometry: Geometry,
     source: SourceHeader | None,
     path: str | PathLike[str],
+    *,
+    is_compressed: bool = True,
 ) -> None:
     target = check_target(path)
     if array.dtype.newbyteorder("=") not in WRITABLE_DTYPES:
@@ -88,15 +94,20 @@ def _write(
         )
         raise VolumeWriteError(message)
     with staged(target) as path_to_write:
-        _encode(path_to_write, array, geometry, source)
+        _encode(path_to_write, array, geometry, source, is_compressed=is_compressed)
 
 
 def _encode(
-    path: Path, array: NDArray[Any], geometry: Geometry, source: SourceHeader | None
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry,
+    source: SourceHeader | None,
+    *,
+    is_compressed: bool,
 ) -> None:
     if path.name.endswith((".nii", ".nii.gz")):
         write_nifti(path, array, geometry, source)
         return
     from fastsam3d.io.itk import write_itk  # noqa: PLC0415 - SimpleITK takes 0.3 s to load
 
-    write_itk(path, array, geometry, source)
+    write_itk(path, array, geometry, source, is_compressed=is_compressed)
