@@ -1,0 +1,491 @@
+/**
+ * What the page can do. Panels, tools and keys call these methods; the store tells them the outcome.
+ *
+ * The server holds the truth (objects, prompts, masks, undo); this side keeps copies to show, and
+ * to bring everything back should the session end.
+ */
+
+import { Api } from "./api.js";
+import { askForKey, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
+import { isReadableHere, saveAs, titleOf } from "./files.js";
+import { explain, isFatal, isSilent } from "./messages.js";
+import { sameGrid } from "./mapping.js";
+import { presetsFor } from "./presets.js";
+import { drawnPrompt, pointPrompt } from "./prompts.js";
+import { emptyStudy } from "./store.js";
+
+const STATISTICS_DELAY_MS = 350;
+const STAGES = {
+  reading: "Reading the scan",
+  encoding: "Looking at this region",
+  decoding: "Finding the object",
+};
+const STAGE_DELAY_MS = 250;
+
+export class App {
+  constructor(store, view) {
+    this.store = store;
+    this.view = view;
+    this.api = new Api(new URL("api/v1/", document.baseURI));
+    this.files = [];
+    this.masks = new Map();
+    this.upload = null;
+    this.statisticsTimer = 0;
+    this.formerLayout = null;
+    this.creating = null;
+    this.stageTimer = 0;
+    this.api.addEventListener("progress", ({ detail }) => this.showStage(detail.stage));
+    this.api.addEventListener("trouble", ({ detail }) => this.fail(detail));
+    store.watch(["study", "hidden"], () => this.showObjects());
+  }
+
+  get state() {
+    return this.store.state;
+  }
+
+  // Session
+
+  /** Claim a session; asks for the key when the server wants one. */
+  async connect() {
+    this.store.set({ connection: "connecting" });
+    this.api.key ??= sessionStorage.getItem("fastsam3d.key") ?? keyFromAddress();
+    let wasRefused = Boolean(this.api.key);
+    for (;;) {
+      try {
+        const server = await this.api.claim();
+        if (this.api.key) sessionStorage.setItem("fastsam3d.key", this.api.key);
+        this.store.set({ connection: "online", server });
+        return true;
+      } catch (error) {
+        if (explain(error).way !== "key") {
+          this.fail(error, () => this.connect());
+          return false;
+        }
+        this.api.key = await askForKey(wasRefused);
+        wasRefused = true;
+      }
+    }
+  }
+
+  /** After a reload of the page: the session, scan and objects of before, if they still exist. */
+  async resume() {
+    this.api.key = sessionStorage.getItem("fastsam3d.key");
+    const server = await this.api.takeUp();
+    if (!server) return false;
+    this.store.set({ connection: "online", server });
+    try {
+      const facts = await this.api.json("GET", "session/volume");
+      this.api.shape = facts.shape;
+      this.store.set({ phase: "loading", scan: { name: facts.name ?? "Scan" } });
+      await this.showAsServerReads(facts);
+      this.begin({ ...facts, name: facts.name ?? "Scan" });
+      await this.call("study.get", { masks: true });
+    } catch {
+      // No scan was open; the session itself can be used.
+      this.store.set({ phase: "empty", scan: null });
+    }
+    hideProgress();
+    return true;
+  }
+
+  /** The scan is on the screen and on the server. */
+  begin(scan) {
+    this.store.set({ phase: "ready", scan });
+    this.choosePreset(presetsFor(scan)[0].id);
+  }
+
+  /** Show a failure: in passing, or with ways out when the session is in trouble. */
+  fail(error, retry = null) {
+    hideProgress();
+    if (isSilent(error)) return;
+    if (!isFatal(error)) {
+      toastError(error);
+      return;
+    }
+    this.store.set({ connection: "offline" });
+    const { way } = explain(error);
+    const again = retry ?? (() => this.reconnect());
+    const ways = {
+      restart: { label: this.files.length ? "Bring my work back" : "Start again", run: () => this.restart() },
+      key: { label: "Enter the key", run: () => this.reconnect() },
+      retry: { label: "Try again", run: again },
+    };
+    showTrouble(error, [
+      { label: "Not now", run: () => {} },
+      { ...(ways[way] ?? ways.retry), primary: true },
+    ]);
+  }
+
+  /** After a lost connection: go on where we were, or begin anew when the session is gone. */
+  async reconnect() {
+    if (!this.api.lease) {
+      await this.restart();
+      return;
+    }
+    try {
+      await this.api.json("POST", "session/heartbeat");
+      if (this.state.scan) await this.call("study.get");
+      this.store.set({ connection: "online" });
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** A new session with the same scan and prompts. */
+  async restart() {
+    const { objects } = this.state.study;
+    if (!(await this.connect()) || !this.files.length) return;
+    const view = { crosshair: this.view.crosshair };
+    await this.open(this.files);
+    if (this.state.phase !== "ready") return;
+    for (const item of objects) await this.replay(item);
+    this.view.crosshair = view.crosshair;
+    if (objects.length) toast("Your work is back", "Masks were computed anew from your prompts.", "info");
+  }
+
+  async replay({ name, colour, prompts, locked }) {
+    const id = await this.addObject(name, colour);
+    if (id === null) return;
+    const plain = prompts.map(({ id: _, ...prompt }) => prompt);
+    if (plain.length) await this.call("prompt.add", { object: id, prompts: plain });
+    if (locked) await this.call("object.lock", { id });
+  }
+
+  // Scans
+
+  /**
+   * Open a scan: shown at once where the browser can read it, while it travels to the server.
+   * @param {File[]} files
+   * @param {number | null} time which volume of a series
+   */
+  async open(files, time = null) {
+    if (!files.length) return;
+    this.upload?.abort();
+    const upload = new AbortController();
+    this.upload = upload;
+    if (!this.api.lease && !(await this.connect())) return;
+    this.files = files;
+    this.reset();
+    this.store.set({ phase: "loading", scan: { name: titleOf(files) } });
+    const cancel = () => upload.abort();
+    const onProgress = (fraction) => {
+      if (fraction < 1) showProgress("Sending the scan", fraction, cancel);
+      else showProgress("Reading the scan");
+    };
+    onProgress(0);
+    const early = isReadableHere(files) ? this.view.show(files[0], time ?? 0).catch(() => null) : null;
+    try {
+      const facts = await this.api.sendVolume(files, onProgress, upload.signal, time);
+      await early;
+      await this.showAsServerReads(facts);
+      this.begin({ ...facts, name: titleOf(files), time });
+      hideProgress();
+    } catch (error) {
+      this.reset();
+      this.view.clear();
+      this.files = [];
+      this.store.set({ phase: "empty", scan: null });
+      this.fail(error, () => this.open(files, time));
+    }
+  }
+
+  /** Where browser and server read a file differently, or the browser cannot, the server is right. */
+  async showAsServerReads({ shape, affine }) {
+    const { view } = this;
+    const isSame =
+      view.grid &&
+      view.grid.fileShape.every((n, axis) => n === shape[axis]) &&
+      sameGrid(view.affine, affine, shape);
+    if (isSame) return;
+    showProgress("Preparing the images");
+    const blob = await this.api.download("session/volume.nii");
+    await view.show(new File([blob], "volume.nii"));
+  }
+
+  reset() {
+    this.masks.clear();
+    this.store.set({
+      study: emptyStudy(),
+      active: null,
+      hidden: new Set(),
+      candidates: null,
+      statistics: null,
+      pending: [],
+      latency: null,
+      chosenPrompt: null,
+    });
+  }
+
+  choosePreset(id) {
+    const preset = presetsFor(this.state.scan).find((p) => p.id === id);
+    if (!preset) return;
+    this.view.window = [preset.low, preset.high];
+    this.store.set({ preset: id });
+  }
+
+  /** A window that is none of the presets. */
+  setWindow(low, high) {
+    this.view.window = [low, high];
+    this.store.set({ preset: "custom" });
+  }
+
+  /** One tile over the whole stage, or back to how it was. */
+  toggleSingle(plane) {
+    if (this.view.layout === "single") this.setLayout(this.formerLayout ?? "grid");
+    else {
+      this.formerLayout = this.view.layout;
+      this.setLayout("single", plane);
+    }
+  }
+
+  setLayout(layout, main = undefined) {
+    this.view.setLayout(layout, main);
+    this.store.set({ layout });
+  }
+
+  /** Radius of the scribble's brush, 0.5 to 20 mm. */
+  setBrush(radiusMm) {
+    this.store.set({ brushMm: Math.min(20, Math.max(0.5, radiusMm)) });
+  }
+
+  set3d(isShown) {
+    this.view.set3d(isShown);
+    this.store.set({ with3d: isShown, layout: this.view.layout });
+  }
+
+  // Requests
+
+  /**
+   * Ask the server, take over masks and study; failures are shown and give null.
+   * @returns {Promise<object | null>} the reply
+   */
+  async call(type, fields = {}) {
+    try {
+      const { reply, masks } = await this.api.request(type, fields);
+      this.takeOver(reply, masks);
+      return reply;
+    } catch (error) {
+      this.fail(error);
+      return null;
+    } finally {
+      this.endStage();
+    }
+  }
+
+  takeOver(reply, masks) {
+    if (this.state.connection !== "online") this.store.set({ connection: "online" });
+    for (const mask of masks) this.masks.set(mask.header.object, mask);
+    if (reply.study) {
+      const ids = new Set(reply.study.objects.map((o) => o.id));
+      for (const id of this.masks.keys()) if (!ids.has(id)) this.masks.delete(id);
+      const { active } = this.state;
+      const next = ids.has(active) ? active : (reply.study.objects.at(-1)?.id ?? null);
+      this.store.set({ study: reply.study, active: next });
+      this.measureSoon();
+    } else if (masks.length) this.showObjects();
+  }
+
+  showStage(stage) {
+    if (!STAGES[stage]) return;
+    clearTimeout(this.stageTimer);
+    // Quick steps would only flicker.
+    this.stageTimer = setTimeout(() => showProgress(STAGES[stage]), STAGE_DELAY_MS);
+  }
+
+  endStage() {
+    clearTimeout(this.stageTimer);
+    if (this.state.phase === "ready") hideProgress();
+  }
+
+  showObjects() {
+    const { study, hidden } = this.state;
+    this.view.showObjects(
+      study.objects.map(({ id, colour }) => ({ id, colour, visible: !hidden.has(id) })),
+      this.masks,
+    );
+  }
+
+  // Prompts
+
+  /**
+   * Give the active object a prompt; the first one makes an object.
+   * @param {object} prompt as fastsam3d.prompts.plain
+   * @param {number} since when the user let go, `performance.now()`
+   */
+  async addPrompt(prompt, since = performance.now()) {
+    if (this.state.phase !== "ready") return;
+    if (this.store.activeObject?.locked) {
+      toast("This object is locked", "Unlock it, or choose or add another one.", "info");
+      return;
+    }
+    const pending = { prompt };
+    this.store.set({ pending: [...this.state.pending, pending] });
+    try {
+      const object = this.state.active ?? (await this.firstObject());
+      if (object === null) return;
+      const reply = await this.call("prompt.add", { object, prompts: [prompt] });
+      if (!reply) return;
+      for (const warning of reply.warnings ?? []) toast("Please check the result", warning, "info");
+      this.measureLatency(since, reply.click_ms ?? this.masks.get(object)?.header.click_ms);
+      await this.fetchCandidates(object, reply);
+    } finally {
+      this.store.set({ pending: this.state.pending.filter((item) => item !== pending) });
+    }
+  }
+
+  /** A click at a texture coordinate of the view. */
+  addPoint(frac, isPositive, since) {
+    const { shape } = this.state.scan;
+    return this.addPrompt(pointPrompt(shape, this.view.voxelOf(frac), isPositive), since);
+  }
+
+  /** What was drawn on a slice, as texture coordinates; see `drawnPrompt`. */
+  addDrawn(kind, plane, fracs, isPositive, since) {
+    const prompt = drawnPrompt(
+      kind,
+      fracs.map((frac) => this.view.voxelOf(frac)),
+      {
+        shape: this.state.scan.shape,
+        axis: this.view.fileAxisAcross(plane),
+        isPositive,
+        radiusMm: this.state.brushMm,
+      },
+    );
+    return this.addPrompt(prompt, since);
+  }
+
+  /** Several quick first clicks share one new object. */
+  firstObject() {
+    this.creating ??= this.addObject().finally(() => {
+      this.creating = null;
+    });
+    return this.creating;
+  }
+
+  measureLatency(since, server) {
+    this.view.addEventListener(
+      "drawn",
+      () => {
+        this.store.set({ latency: { shown: performance.now() - since, server: server ?? null } });
+      },
+      { once: true },
+    );
+    this.view.draw();
+  }
+
+  async removePrompts(ids) {
+    await this.call("prompt.remove", { object: this.state.active, ids });
+    this.store.set({ candidates: null, chosenPrompt: null });
+  }
+
+  async undo() {
+    if (this.state.study.can_undo) await this.call("undo");
+    this.store.set({ candidates: null });
+  }
+
+  async redo() {
+    if (this.state.study.can_redo) await this.call("redo");
+    this.store.set({ candidates: null });
+  }
+
+  // Candidates
+
+  /** Other readings of the click, where the model has them. */
+  async fetchCandidates(object, reply) {
+    if (!reply.has_candidates) {
+      this.store.set({ candidates: null });
+      return;
+    }
+    const found = await this.call("candidates", { object });
+    const items = found?.candidates ?? [];
+    const chosen = items.findIndex((item) => item.chosen);
+    this.store.set({ candidates: items.length > 1 ? { object, items, chosen } : null });
+  }
+
+  async chooseCandidate(index) {
+    const { candidates } = this.state;
+    if (!candidates) return;
+    const reply = await this.call("candidate.choose", { object: candidates.object, index });
+    if (reply) this.store.set({ candidates: { ...candidates, chosen: index } });
+  }
+
+  // Objects
+
+  /** @returns {Promise<number | null>} the new object's id */
+  async addObject(name, colour) {
+    const reply = await this.call("object.add", name ? { name } : {});
+    if (!reply) return null;
+    const id = reply.object ?? reply.id;
+    this.activate(id);
+    if (colour) await this.call("object.describe", { id, colour });
+    return id;
+  }
+
+  activate(id) {
+    this.store.set({ active: id, candidates: null, chosenPrompt: null });
+    this.measureSoon();
+  }
+
+  describe(id, changes) {
+    return this.call("object.describe", { id, ...changes });
+  }
+
+  async deleteObject(id) {
+    await this.call("object.delete", { id });
+  }
+
+  setLocked(id, isLocked) {
+    return this.call(isLocked ? "object.lock" : "object.unlock", { id });
+  }
+
+  setHidden(id, isHidden) {
+    const hidden = new Set(this.state.hidden);
+    if (isHidden) hidden.add(id);
+    else hidden.delete(id);
+    this.store.set({ hidden });
+  }
+
+  // Measurements and files
+
+  /** Measure the active object once clicking pauses. */
+  measureSoon() {
+    clearTimeout(this.statisticsTimer);
+    const object = this.store.activeObject;
+    if (!object?.prompts.length) {
+      this.store.set({ statistics: null });
+      return;
+    }
+    this.statisticsTimer = setTimeout(() => this.measure(object.id), STATISTICS_DELAY_MS);
+  }
+
+  async measure(object) {
+    try {
+      const { reply } = await this.api.request("statistics", { object });
+      if (this.state.active === object) this.store.set({ statistics: { object, values: reply.statistics } });
+    } catch (error) {
+      if (isFatal(error)) this.fail(error);
+      else this.store.set({ statistics: null });
+    }
+  }
+
+  /** @param {"nii.gz" | "seg.nrrd"} format */
+  async save(format) {
+    showProgress("Writing the file");
+    try {
+      const blob = await this.api.download(`session/export?format=${format}`);
+      const stem = this.state.scan.name.replace(/\.(nii|nii\.gz|nrrd|mha|dcm)$/i, "");
+      saveAs(blob, format === "nii.gz" ? `${stem}.labels.nii.gz` : `${stem}.${format}`);
+      hideProgress();
+    } catch (error) {
+      this.fail(error, () => this.save(format));
+    }
+  }
+}
+
+/** A key in the address (after #key=) is taken and removed from sight; it never left the browser. */
+function keyFromAddress() {
+  const found = /[#&]key=([^&]+)/.exec(location.hash);
+  if (!found) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  return decodeURIComponent(found[1]);
+}
