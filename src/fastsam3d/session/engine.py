@@ -19,6 +19,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.model.onnx_export import export_onnx, require
+from fastsam3d.session.fixed_shape import FixedShapeEngine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
-EngineName = Literal["auto", "torch", "onnx"]
+EngineName = Literal["auto", "torch", "onnx", "cuda_graph"]
 
 
 class _Graph(Protocol):
@@ -129,13 +130,14 @@ def create_engine(
     preprocessing: Preprocessing,
     weights_sha256: str,
     threads: int | None = None,
-) -> Model | GraphEngine:
+) -> Model | GraphEngine | FixedShapeEngine:
     """Choose what runs a model.
 
     Args:
         model: In evaluation mode, on its device.
-        name: ``torch`` (eager, the reference), ``onnx`` (onnxruntime), or ``auto``.
-            Eager torch is measured no slower than onnxruntime, so ``auto`` takes it.
+        name: ``torch`` (eager, the reference), ``onnx`` (onnxruntime), ``cuda_graph`` (bfloat16,
+            compiled, replayed), or ``auto``. Eager torch is measured no slower than onnxruntime,
+            and compiling takes minutes, so ``auto`` takes eager torch.
         preprocessing: As the weights' card says.
         weights_sha256: As the weights' card says.
         threads: Of each graph; by default as many as torch has. Torch's own are not changed.
@@ -148,6 +150,8 @@ def create_engine(
         raise ConfigError(msg)
     if name in {"auto", "torch"}:
         return model
+    if name == "cuda_graph":
+        return FixedShapeEngine(model)
     if next(model.parameters()).device.type != "cpu":
         msg = f"Engine {name} runs on a CPU only; use device='cpu', or engine='torch'."
         raise ConfigError(msg)
@@ -162,10 +166,13 @@ def create_engine(
 
 
 def available_engines() -> tuple[EngineName, ...]:
-    """Return the engines whose packages are installed, the reference first."""
-    packages = ("onnx", "onnxruntime")
-    is_usable = all(find_spec(package) is not None for package in packages)
-    return ("torch", "onnx") if is_usable else ("torch",)
+    """Return the engines that can run here, the reference first."""
+    names: list[EngineName] = ["torch"]
+    if all(find_spec(package) is not None for package in ("onnx", "onnxruntime")):
+        names.append("onnx")
+    if torch.cuda.is_available():
+        names.append("cuda_graph")
+    return tuple(names)
 
 
 def _array(value: Tensor) -> NDArray[np.generic]:
