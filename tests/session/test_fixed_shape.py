@@ -1,0 +1,136 @@
+"""The fixed-shape engine answers as the eager model does, whatever is asked in whatever order."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.model.embedding import ImageEmbedding
+from fastsam3d.model.registry import build_model
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
+from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
+from tests.session.test_engine import TOY
+
+# What a CPU can run: the same buffers and padding, without compiling and without graphs.
+EAGER = FixedShapeConfig(dtype=torch.float32, is_compiled=False, is_captured=False, max_points=4)
+CONFIGS = [TOY, TINY_TEACHER, TINY_STUDENT]
+
+
+def make(config, seed: int = 3):
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model, FixedShapeEngine(model, EAGER)
+
+
+def some_prompts(config, count: int, *, box: bool, mask: bool, batch: int = 1) -> dict[str, Tensor]:
+    given = {
+        "points": config.image_size * torch.rand(batch, count, 3),
+        "labels": torch.randint(0, 2, (batch, count)),
+    }
+    if box:
+        given["boxes"] = torch.tensor([[3.0, 4, 5, 20, 18, 22]]).repeat(batch, 1)
+    if mask:
+        given["mask_logits"] = torch.randn(batch, 1, *(config.logits_size,) * 3)
+    return given
+
+
+def assert_equal_answers(model, engine, expected: ImageEmbedding, found: ImageEmbedding, **given):
+    with torch.inference_mode():
+        wanted = model.decode_masks(expected, **given)
+    for a, b in zip(wanted, engine.decode_masks(found, **given), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_every_kind_of_prompt_after_every_other(config) -> None:
+    model, engine = make(config)
+    with torch.inference_mode():
+        images = torch.randn(2, 1, *(config.image_size,) * 3)
+        expected = [model.encode_image(image[None]) for image in images]
+        found = [engine.encode_image(image[None]) for image in images]
+    for number, (count, box, mask, multimask) in enumerate(
+        product((3, 1, 4, 0, 6), (False, True), (True, False), (False, True))
+    ):
+        given = some_prompts(config, count, box=box, mask=mask)
+        which = number % 2
+        assert_equal_answers(
+            model, engine, expected[which], found[which], **given, multimask=multimask
+        )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_batches(config) -> None:
+    model, engine = make(config)
+    images = torch.randn(3, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(images)
+    found = engine.encode_image(images)
+    given = some_prompts(config, 2, box=False, mask=True, batch=3)
+    assert_equal_answers(model, engine, expected, found, **given)
+
+
+def test_answers_belong_to_the_caller_and_threads_do_not_mix() -> None:
+    _, engine = make(TOY)
+    images = torch.randn(3, 1, *(TOY.image_size,) * 3)
+    found = [engine.encode_image(image[None]) for image in images]
+    prompts = [some_prompts(TOY, 2, box=False, mask=False) for _ in images]
+    alone = [
+        engine.decode_masks(one, **given)[0] for one, given in zip(found, prompts, strict=True)
+    ]
+    kept = [answer.clone() for answer in alone]
+
+    def click(number: int) -> bool:
+        which = number % len(images)
+        return torch.equal(engine.decode_masks(found[which], **prompts[which])[0], kept[which])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(click, range(24)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, kept, strict=True))
+
+
+def test_the_model_given_is_not_changed() -> None:
+    model, _ = make(TOY)
+    model.decoder.is_limited = True
+    FixedShapeEngine(model, FixedShapeConfig(is_compiled=False, is_captured=False))
+    assert model.decoder.is_limited
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_reduced_precision_stays_near() -> None:
+    model, _ = make(TOY)
+    engine = FixedShapeEngine(model, FixedShapeConfig(is_compiled=False, is_captured=False))
+    image = torch.randn(1, 1, *(TOY.image_size,) * 3)
+    given = some_prompts(TOY, 2, box=True, mask=True)
+    with torch.inference_mode():
+        wanted, _ = model.decode_masks(model.encode_image(image), **given)
+    found, quality = engine.decode_masks(engine.encode_image(image), **given)
+    assert found.dtype == quality.dtype == torch.float32
+    assert (found - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine can capture")
+def test_capture_without_cuda_is_refused() -> None:
+    with pytest.raises(ConfigError, match="CUDA"):
+        FixedShapeEngine(build_model(TOY).eval())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_replayed_graphs_agree_with_the_eager_model(config) -> None:
+    model, _ = make(config)
+    model = model.cuda()
+    options = FixedShapeConfig(dtype=torch.float32, is_compiled=False, max_points=4)
+    engine = FixedShapeEngine(model, options)
+    images = torch.randn(2, 1, *(config.image_size,) * 3, device="cuda")
+    with torch.inference_mode():
+        expected = [model.encode_image(image[None]) for image in images]
+    found = [engine.encode_image(image[None]) for image in images]
+    for number, (count, box, mask) in enumerate(product((1, 3, 6), (False, True), (False, True))):
+        given = some_prompts(config, count, box=box, mask=mask)
+        given = {name: value.cuda() for name, value in given.items()}
+        assert_equal_answers(model, engine, expected[number % 2], found[number % 2], **given)
