@@ -1,5 +1,6 @@
 """Prompts know their frame, refuse nonsense, and move between frames through a geometry."""
 
+import copy
 import json
 import pickle
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsam3d.errors import PromptError
-from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
+from fastsam3d.prompts import Box, MaskPrompt, Point, PromptLog, PromptSet
 from fastsam3d.volume import Geometry, Region
 
 # Anisotropic, flipped, permuted, off the origin: a mix-up of frames cannot go unseen.
@@ -311,3 +312,20 @@ def test_long_json_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsam3d.prompts.plain.MAX_JSON_CHARACTERS", 10)
     with pytest.raises(PromptError, match="11 characters; at most 10 fit"):
         PromptSet.from_json(" " * 11)
+
+
+def test_a_mask_that_is_the_answer_is_another_prompt_than_one_to_start_from() -> None:
+    chosen = MASK.as_answer()
+    assert chosen.is_answer
+    assert not MASK.is_answer
+    assert chosen != MASK
+    np.testing.assert_array_equal(chosen.array, MASK.array)
+    assert copy.deepcopy(chosen) == chosen.to_voxel(GEOMETRY) == chosen
+    assert hash(chosen) == hash(MASK.as_answer())
+
+
+def test_a_choice_survives_json_with_voxels_inside_or_elsewhere() -> None:
+    log = PromptLog().add(Point.voxel((1, 2, 3)), MASK).add(MASK.as_answer())
+    assert PromptLog.from_json(log.to_json()) == log
+    plain = log.to_plain(lambda _: {"bits": "here"})
+    assert PromptLog.from_plain(plain, lambda _: MASK) == log

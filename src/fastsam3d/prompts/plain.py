@@ -76,15 +76,16 @@ def prompt_to_plain(prompt: Prompt, write_mask: WriteMask | None = None) -> dict
             "positive": prompt.positive,
         }
     if isinstance(prompt, MaskPrompt):
+        choice = {"answer": True} if prompt.is_answer else {}
         if write_mask is not None:
-            return write_mask(prompt) | {"type": "mask"}
+            return write_mask(prompt) | {"type": "mask"} | choice
         geometry = prompt.geometry
         return {
             "type": "mask",
             "shape": list(geometry.shape),
             "affine": geometry.affine.tolist(),
             "runs": _encode_runs(prompt),
-        }
+        } | choice
     start, stop = list(prompt.start), list(prompt.stop)
     plain = {"type": "box", "frame": prompt.frame, "start": start, "stop": stop}
     return plain if isinstance(prompt, Box) else plain | {"type": "slice_box", "axis": prompt.axis}
@@ -102,10 +103,12 @@ def prompt_from_plain(item: Any, read_mask: ReadMask | None = None) -> Prompt:
     """
     try:
         kind = item["type"]
-        if kind == "mask" and read_mask is not None:
-            return read_mask(item)
+        if kind == "mask":
+            mask = _read_mask(item) if read_mask is None else read_mask(item)
+            return mask.as_answer() if item.get("answer") is True else mask
         if kind not in _READERS:
-            message = f"Prompt type must be one of {', '.join(_READERS)}, got {kind!r}; correct it."
+            known = ", ".join((*_READERS, "mask"))
+            message = f"Prompt type must be one of {known}, got {kind!r}; correct it."
             raise PromptError(message)
         return _READERS[kind](item)
     except _MALFORMED as error:
@@ -134,7 +137,7 @@ def _read_lasso(item: dict[str, Any]) -> Prompt:
     return Lasso(item["outline"], item["axis"], cast("Frame", item["frame"]), item["positive"])
 
 
-def _read_mask(item: dict[str, Any]) -> Prompt:
+def _read_mask(item: dict[str, Any]) -> MaskPrompt:
     geometry = Geometry(item["shape"], item["affine"])
     return MaskPrompt(_decode_runs(item["runs"], geometry), geometry)
 
@@ -145,7 +148,6 @@ _READERS: Final[dict[str, Callable[[dict[str, Any]], Prompt]]] = {
     "slice_box": _read_slice_box,
     "scribble": _read_scribble,
     "lasso": _read_lasso,
-    "mask": _read_mask,
 }
 
 

@@ -201,14 +201,17 @@ class MaskPrompt:
         geometry: As given.
         region: The smallest box around the structure; empty without any.
         part: The mask in that box, bool, read-only.
+        is_answer: Whether it is the answer as it stands, whatever points and boxes came before;
+            see `as_answer`.
 
     Raises:
         PromptError: Not 3-D, another shape than the geometry's, or not whole numbers.
     """
 
-    __slots__ = ("_digest", "geometry", "part", "region")
+    __slots__ = ("_digest", "geometry", "is_answer", "part", "region")
 
     geometry: Geometry
+    is_answer: bool
     region: Region
     part: NDArray[np.bool_]
     _digest: bytes
@@ -250,6 +253,15 @@ class MaskPrompt:
         made._set(tight.shift(region.start), part[tight.slices] != 0, geometry)
         return made
 
+    def as_answer(self) -> Self:
+        """Return the prompt as a choice: the mask is the answer, voxel by voxel.
+
+        Without this, points and boxes beside a mask make it a start that the model refines.
+        """
+        made = type(self).of_part(self.region, self.part, self.geometry)
+        object.__setattr__(made, "is_answer", True)
+        return made
+
     def _set(self, region: Region, part: NDArray[np.bool_], geometry: Geometry) -> None:
         part.setflags(write=False)
         # Kept, since a session looks prompts up by value again and again.
@@ -257,7 +269,7 @@ class MaskPrompt:
         # Empty boxes are equal wherever they lie.
         region = Region((0, 0, 0), (0, 0, 0)) if region.is_empty else region
         values = {"region": region, "part": part, "geometry": geometry, "_digest": digest}
-        for name, value in values.items():
+        for name, value in (values | {"is_answer": False}).items():
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -265,8 +277,11 @@ class MaskPrompt:
         message = f"A mask prompt is immutable, so {name} cannot be set; make another."
         raise AttributeError(message)
 
-    def __reduce__(self) -> tuple[Any, tuple[Region, NDArray[np.bool_], Geometry]]:
-        """Pickle and copy through the constructor."""
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickle and copy through the constructors."""
+        if self.is_answer:
+            plain = type(self).of_part(self.region, self.part, self.geometry)
+            return type(self).as_answer, (plain,)
         return type(self).of_part, (self.region, self.part, self.geometry)
 
     @property
@@ -303,12 +318,13 @@ class MaskPrompt:
         return (
             self.geometry == other.geometry
             and self.region == other.region
+            and self.is_answer == other.is_answer
             and np.array_equal(self.part, other.part)
         )
 
     def __hash__(self) -> int:
         """Hash by value."""
-        return hash((self.geometry, self.region, self._digest))
+        return hash((self.geometry, self.region, self.is_answer, self._digest))
 
     def __repr__(self) -> str:
         """Show where the structure is."""

@@ -24,9 +24,8 @@ from fastsam3d.preprocess.roi import (
 from fastsam3d.prompts import Box, MaskPrompt, PromptSet
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
-from fastsam3d.session.cache import EmbeddingKey
 from fastsam3d.session.history import RoundState
-from fastsam3d.session.predictor import RoiPrompts
+from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -103,11 +102,11 @@ class Round:
     volume: Volume
     volume_id: int
     given: PromptSet
-    _encode_s: float = 0.0
     _warnings: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         """Bring the prompts into the frame of the volume."""
+        self._encoder = RoiEncoder(self.predictor, self.cache, self.volume, self.volume_id)
         self._prompts = self.given.to_voxel(self.volume.geometry)
 
     def play(self, before: RoundState | None) -> RoundState:
@@ -133,8 +132,8 @@ class Round:
             roi=roi,
             spacing_mm=0.0 if answer.roi is None else answer.roi.spacing_mm,
             predicted_quality=answer.quality,
-            encode_ms=self._encode_s * 1e3,
-            click_ms=(elapsed - self._encode_s) * 1e3,
+            encode_ms=self._encoder.seconds * 1e3,
+            click_ms=(elapsed - self._encoder.seconds) * 1e3,
             warnings=tuple(self._warnings),
         )
         return RoundState(
@@ -178,7 +177,7 @@ class Round:
         else:
             self._warnings.append(NEGATIVE_WARNING)
             return None
-        encoded = self._encode(rois)
+        encoded = self._encoder.encode(rois)
         seen = [(roi, one) for roi, one in zip(rois, encoded, strict=True) if not one.is_blank]
         if not seen:
             self._warnings.append(BLANK_WARNING)
@@ -194,7 +193,7 @@ class Round:
         mask = before.prompt_logits
         if mask is not None and target != roi:
             mask = resample_logits(mask, self.volume.geometry, roi, target)
-        look = self._look(target, self._encode([target])[0], mask)
+        look = self._look(target, self._encoder.encode([target])[0], mask)
         return self._grow(self._refine_often(look, self.policy.max_later_refinements))
 
     def _roi_with_all_prompts(self, roi: Roi, newest: object) -> Roi:
@@ -254,46 +253,20 @@ class Round:
         """Look at another ROI, taking the mask along."""
         mask = look.decoded.prompt_logits
         carried = resample_logits(mask, self.volume.geometry, look.roi, roi)
-        return self._look(roi, self._encode([roi])[0], carried)
+        return self._look(roi, self._encoder.encode([roi])[0], carried)
 
     def _look(
         self, roi: Roi, encoded: EncodedRoi, mask: Tensor | None, *, multimask: bool = False
     ) -> Look:
-        prompts = self._in_roi(roi)
+        prompts = prompts_in_roi(self._prompts, self.volume.geometry, roi)
         decoded = self.predictor.decode(encoded, prompts, mask_logits_SSS=mask, multimask=multimask)
         clicks = prompts.points[prompts.is_positive]
         decoded = replace(decoded, logits=scale.clicked_parts(decoded.logits, clicks))
         extent = scale.measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
         return Look(roi, decoded, extent, scale.score(self.policy, decoded.quality, extent))
 
-    def _in_roi(self, roi: Roi) -> RoiPrompts:
-        """Return the prompts in an ROI; points outside of it have nothing to say there."""
-        points = self._prompts.points
-        positions = np.array([point.position for point in points]).reshape(-1, 3)
-        in_roi = voxel_to_roi(positions, self.volume.geometry, roi)
-        is_positive = np.array([point.positive for point in points], dtype=np.bool_)
-        is_inside = scale.is_in_roi(in_roi, roi)
-        box = None
-        if self._prompts.boxes:
-            box = scale.box_to_roi(self._prompts.boxes[-1], self.volume.geometry, roi)
-        return RoiPrompts(in_roi[is_inside], is_positive[is_inside], box)
-
-    def _encode(self, rois: Sequence[Roi]) -> list[EncodedRoi]:
-        """Return the embeddings of ROIs, encoding in one batch those that are not at hand."""
-        started = time.perf_counter()
-        keys = [EmbeddingKey(self.volume_id, roi, self.predictor.model_id) for roi in rois]
-        found = [self.cache.get(key) for key in keys]
-        missing = [n for n, entry in enumerate(found) if entry is None]
-        if missing:
-            encoded = self.predictor.embed(self.volume, [rois[n] for n in missing])
-            for n, entry in zip(missing, encoded, strict=True):
-                found[n] = entry
-                self.cache.put(keys[n], entry)
-            self._encode_s += time.perf_counter() - started
-        return [entry for entry in found if entry is not None]
-
     def _answer_mask(self, prompt: MaskPrompt, before: RoundState | None) -> Answer:
-        """Go on from a mask prompt; by itself it is the answer, with clicks it is a start."""
+        """Go on from a mask prompt; by itself, or chosen, it is the answer, else a start."""
         roi = None if before is None else before.roi
         if prompt.is_empty:
             self._warnings.append(EMPTY_MASK_WARNING)
@@ -305,8 +278,9 @@ class Round:
             roi = scale.roi_of_region(self.policy, geometry, region, size=self._size, centre=centre)
         logits = mask_to_logits(prompt.array, geometry, roi, size=self.predictor.logits_size)
         logits = logits.to(self.predictor.device)
-        if len(self._positives()) or self._prompts.boxes:
-            return self._paste(self._grow(self._look(roi, self._encode([roi])[0], logits)))
+        is_start = bool(len(self._positives()) or self._prompts.boxes) and not prompt.is_answer
+        if is_start:
+            return self._paste(self._grow(self._look(roi, self._encoder.encode([roi])[0], logits)))
         mask = prompt.part.astype(np.uint8)
         return Answer(region=region, mask=mask, quality=1.0, roi=roi, logits=logits)
 
