@@ -13,6 +13,7 @@ OPTIONS = {
     ("segment",): {
         "--box",
         "--device",
+        "--engine",
         "--force",
         "--frame",
         "--json",
@@ -128,6 +129,7 @@ def test_commands_are_frozen() -> None:
         "segment",
         "info",
         "models",
+        "export",
         "train",
         "distill",
         "bench",

@@ -36,12 +36,12 @@ class EngineOptions:
     Attributes:
         model: Name of a model (see `fastsam3d models list`) or path of a .safetensors file.
         device: Where to compute; auto takes CUDA if there is any.
-        engine: What runs the model; onnx needs the extra of that name.
+        engine: What runs the model; onnx needs the extra of that name, cuda_graph a GPU.
     """
 
     model: str = "hr_s"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    engine: Literal["auto", "torch", "onnx"] = "auto"
+    engine: Literal["auto", "torch", "onnx", "cuda_graph"] = "auto"
 
 
 @Parameter(name="*", group="Output")
