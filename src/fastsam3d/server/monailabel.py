@@ -1,19 +1,258 @@
-"""The MONAI Label wire protocol."""
+"""The MONAI Label wire protocol, for 3D Slicer's and OHIF's plug-ins of that name.
+
+Endpoints and forms as of MONAI Label 0.8.5; docs/server-api.md says what is answered how. Nothing
+is trained here, so those routes answer that nothing runs.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request, Response
+
+import fastsam3d
+from fastsam3d.server.errors import ApiError
+from fastsam3d.server.monailabel_forms import (
+    file_reply,
+    load_mask,
+    load_volume,
+    multipart_reply,
+    read_form,
+)
+from fastsam3d.server.monailabel_images import ImageShelf
+from fastsam3d.server.monailabel_infer import (
+    LABELS,
+    LABELS_MODEL,
+    MODEL,
+    describe,
+    predict,
+    read_ask,
+    read_params,
+    to_file,
+)
+from fastsam3d.server.room import in_thread
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from fastsam3d.server.monailabel_forms import Form
+    from fastsam3d.server.monailabel_images import Image
+    from fastsam3d.server.monailabel_infer import Answer, Ask
+    from fastsam3d.server.room import Room
     from fastsam3d.server.services import Services
 
+REAP_EVERY_S: Final = 5.0
+MAX_ID_CHARACTERS: Final = 200
+Output = Literal["image", "json", "all"]
+Text = Annotated[str, Query(max_length=MAX_ID_CHARACTERS)]
 
-def create_router(services: Services) -> APIRouter:  # noqa: ARG001 - its routes will need them
+
+def create_router(services: Services) -> APIRouter:
     """Return the routes of the protocol.
 
     Args:
         services: The parts of the server.
     """
-    return APIRouter(tags=["monailabel"])
+    desk = Desk(services)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        reaper = asyncio.create_task(_reap(desk.shelf))
+        try:
+            yield
+        finally:
+            reaper.cancel()
+            desk.shelf.close()
+
+    router = APIRouter(tags=["monailabel"], lifespan=lifespan)
+    _add_info_routes(router, desk)
+    _add_training_routes(router)
+    _add_session_routes(router, desk)
+    _add_infer_route(router, desk)
+    return router
+
+
+class Desk:
+    """Where requests of the protocol meet the server.
+
+    Args:
+        services: The parts of the server.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.shelf = ImageShelf(services)
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients build their panels from."""
+        facts = self.services.host.facts
+        about = f"{facts.name} ({facts.license}). {facts.notice}"
+        common: dict[str, Any] = {"dimension": 3, "config": {}, "version": fastsam3d.__version__}
+        return {
+            "name": "fastsam3d",
+            "description": about,
+            "version": fastsam3d.__version__,
+            "labels": list(LABELS),
+            "models": {
+                MODEL: {
+                    "type": "deepgrow",
+                    "labels": [],
+                    "description": f"One object at a time, by points. {about}",
+                    **common,
+                },
+                LABELS_MODEL: {
+                    "type": "deepedit",
+                    "labels": {name: value for value, name in enumerate(LABELS, 1)},
+                    "description": f"Several objects at once, by points of each. {about}",
+                    **common,
+                },
+            },
+            "trainers": {},
+            "strategies": {},
+            "scoring": {},
+            "train_stats": {},
+            "datastore": {"total": 0, "completed": 0, "label_tags": {}},
+        }
+
+    async def find(self, image: str, session_id: str) -> Image:  # noqa: ARG002
+        """Return the image that a request names.
+
+        Raises:
+            ApiError: 404 ``session_not_found`` or ``image_not_found``, or as `ImageShelf.kept`.
+        """
+        if session_id:
+            return self.shelf.upload(session_id)
+        message = "The server has no image of that name; upload it, see docs/server.md."
+        raise ApiError(404, "image_not_found", message)
+
+    async def answer(
+        self, model: str, image: str, session_id: str, form: Form
+    ) -> tuple[Ask, Answer]:
+        """Answer a request for a segmentation.
+
+        Raises:
+            ApiError: No such model or image, or what `read_params` and `read_ask` refuse.
+            FastSAM3DError: A file or a prompt does not fit.
+        """
+        limit = self.services.settings.max_volume_bytes
+        label, file = form.file("label"), form.file("file")
+        mask = None if label is None else await in_thread(load_mask, label, limit)
+        ask = read_ask(model, read_params(form.texts.get("params", "")), mask)
+        if file is None or session_id or image:
+            return ask, await _predict((await self.find(image, session_id)).room, ask)
+        room = await self.shelf.borrow(await in_thread(load_volume, [file], limit))
+        try:
+            return ask, await _predict(room, ask)
+        finally:
+            room.close()
+
+
+async def _predict(room: Room, ask: Ask) -> Answer:
+    return await room.run(lambda: predict(room.session, ask))
+
+
+async def _reap(shelf: ImageShelf) -> None:
+    while True:
+        await asyncio.sleep(REAP_EVERY_S)
+        shelf.reap()
+
+
+def _add_info_routes(router: APIRouter, desk: Desk) -> None:
+    @router.get("/info/")
+    async def info() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """Models, labels and notices."""
+        return desk.info()
+
+    @router.get("/auth/")
+    async def auth() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
+        """Whether clients must log in; the server's key is no login of this protocol."""
+        return {"enabled": False}
+
+
+def _add_training_routes(router: APIRouter) -> None:
+    @router.get("/train/")
+    async def train_status() -> None:  # pyright: ignore[reportUnusedFunction]
+        """Say that nothing is being trained, which the protocol does by 404."""
+        raise ApiError(404, "not_training", "Nothing is being trained on this server.")
+
+    @router.post("/activelearning/{strategy}")
+    async def next_sample(  # pyright: ignore[reportUnusedFunction]
+        strategy: str,  # noqa: ARG001 - there is none to choose
+    ) -> dict[str, Any]:
+        """Propose no image, which the protocol does by an empty reply."""
+        return {}
+
+
+def _add_session_routes(router: APIRouter, desk: Desk) -> None:
+    settings = desk.services.settings
+
+    @router.put("/session/", openapi_extra=_form("files"))
+    async def create_session(  # pyright: ignore[reportUnusedFunction]
+        request: Request, expiry: Annotated[int, Query(ge=0)] = 0
+    ) -> dict[str, Any]:
+        """Upload an image: one file, or the slices of a DICOM series."""
+        async with read_form(request, max_files=settings.max_files) as form:
+            files = form.files.get("files", [])
+            volume = await in_thread(load_volume, files, settings.max_volume_bytes)
+        session_id = await desk.shelf.add_upload(volume, expiry or None)
+        return _describe_session(session_id, desk.shelf.upload(session_id))
+
+    @router.get("/session/{session_id}")
+    async def get_session(  # pyright: ignore[reportUnusedFunction]
+        session_id: str,
+    ) -> dict[str, Any]:
+        """Whether an upload is still there; asking keeps it."""
+        return _describe_session(session_id, desk.shelf.upload(session_id))
+
+    @router.delete("/session/{session_id}")
+    async def remove_session(  # pyright: ignore[reportUnusedFunction]
+        session_id: str,
+    ) -> dict[str, Any]:
+        """Forget an upload."""
+        desk.shelf.remove_upload(session_id)
+        return {}
+
+
+def _describe_session(session_id: str, image: Image) -> dict[str, Any]:
+    info = {
+        "name": "image",
+        "path": "",
+        "image": "",
+        "meta": {"shape": list(image.opened.volume.shape)},
+        "create_ts": int(image.created_at),
+        "last_access_ts": int(image.used_at),
+        "expiry": int(image.idle_s),
+    }
+    return {"session_id": session_id, "session_info": info}
+
+
+def _add_infer_route(router: APIRouter, desk: Desk) -> None:
+    @router.post("/infer/{model}", response_model=None, openapi_extra=_form("label", "file"))
+    async def infer(  # pyright: ignore[reportUnusedFunction]
+        model: str,
+        request: Request,
+        image: Text = "",
+        session_id: Text = "",
+        output: Output = "all",
+    ) -> Response | dict[str, Any]:
+        """Segment: a label map and what is said about it."""
+        async with read_form(request, max_files=2) as form:
+            ask, answer = await desk.answer(model, image, session_id, form)
+        if output == "json":
+            return describe(ask, answer)
+        content = await in_thread(to_file, answer, ask.form)
+        name = f"mask-{secrets.token_hex(8)}{ask.form.extension}"
+        if output == "image":
+            return file_reply(name, content)
+        return multipart_reply(describe(ask, answer), name, content)
+
+
+def _form(*files: str) -> dict[str, Any]:
+    """Return how the API's description shows a form with files."""
+    fields: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
+    fields["params"] = {"type": "string", "description": "A JSON object."}
+    schema = {"type": "object", "properties": fields}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
