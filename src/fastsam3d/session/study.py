@@ -123,6 +123,17 @@ class Study(StudyBase):
             prompts = (*self._neighbour_points(prompts[0]), *prompts)
         return self._with_log(item, item.log.add(*prompts))
 
+    def set_prompts(self, object_id: int, *prompts: Prompt) -> Prediction:
+        """Replace all prompts of an object at once, by none too; see `add`.
+
+        Raises:
+            PromptError: A prompt does not fit the volume.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        item = self.state.find_unlocked(object_id)
+        log = item.log.clear()
+        return self._with_log(item, log.add(*prompts) if prompts else log)
+
     def remove_prompt(self, object_id: int, *prompt_ids: int) -> Prediction:
         """Take prompts back as if they had never been given; see `add`.
 
