@@ -11,11 +11,13 @@ from fastapi.testclient import TestClient
 
 from fastsam3d.server.app import create_app
 from fastsam3d.server.host import ModelFacts, ModelHost
+from fastsam3d.server.run import server_config
 from fastsam3d.server.settings import ServerSettings
 from fastsam3d.wire.volumes import volume_to_bytes
 from tests.session.phantoms import ball_volume, fake_predictor
 
 KEY = "a-key-for-tests-only"
+SOCKET = "ws://127.0.0.1:1527/api/v1/session/ws"  # starlette's client has another host
 
 
 def toy_host(settings: ServerSettings) -> ModelHost:
@@ -45,8 +47,6 @@ class Live:
 
 def run_live(app):
     """Serve an app on a free port; yields a `Live`, stops at the end."""
-    from fastsam3d.server.run import server_config
-
     server = uvicorn.Server(server_config(app, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

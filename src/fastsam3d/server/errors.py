@@ -1,6 +1,6 @@
 """What a client is told when something goes wrong: a status, a code, a sentence; never more.
 
-Every error reply is ``{"error": {"code", "message"}}``. Codes are part of the API, messages are not.
+Every error reply is ``{"error": {"code", "message"}}``. Codes are part of the API, messages not.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class ApiError(HTTPException):
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
         self.code = code
+        self.headers: dict[str, str] = dict(headers or {})
 
     @property
     def status(self) -> int:

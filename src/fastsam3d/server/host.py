@@ -151,7 +151,7 @@ class ModelHost:
             self._rooms.pop(id(room), None)
 
     @contextmanager
-    def watched(self, observer: Callable[[str], None]) -> Generator[None]:
+    def watched(self, observer: Callable[[str], None] | None) -> Generator[None]:
         """Tell of the stages of a job, ``encoding`` and ``decoding``, as they begin.
 
         Called in the engine's thread.

@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsam3d.server.errors import RETRY_SOON_S, ApiError
 
@@ -79,7 +79,11 @@ class EngineQueue:
             return room in self._waiting or (running is not None and running.room == room)
 
     def submit(
-        self, room: Hashable, work: Callable[[], T], supersede_key: Hashable | None = None
+        self,
+        room: Hashable,
+        work: Callable[[], T],
+        supersede_key: Hashable | None = None,
+        on_supersede: Callable[[], None] | None = None,
     ) -> Future[T]:
         """Let a job wait for its turn.
 
@@ -88,6 +92,7 @@ class EngineQueue:
             work: Called without arguments in the engine's thread.
             supersede_key: Takes the place of the room's latest waiting job if that has the same
                 key; that one then fails with `ApiError` ``superseded`` and never runs.
+            on_supersede: Called before the job can begin, if it takes another's place.
 
         Returns:
             What will hold the result; cancelling it takes a waiting job out.
@@ -103,6 +108,8 @@ class EngineQueue:
             old = jobs[-1] if jobs and supersede_key is not None else None
             if old is not None and old.key == supersede_key:
                 jobs[-1] = job
+                if on_supersede is not None:
+                    on_supersede()
             else:
                 old = None
                 if self._num_waiting >= self.length or len(jobs) >= self.room_length:
@@ -131,13 +138,18 @@ class EngineQueue:
         """Wait for what `submit` returned, without keeping the event loop from other things.
 
         Raises:
-            ApiError: 504 ``timeout``; 410 ``session_closed``.
+            ApiError: 504 ``timeout``; 409 ``cancelled``; 410 ``session_closed``.
         """
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout_s)
         except TimeoutError:
             message = f"The engine had no answer within {self.timeout_s:g} s; try again later."
             raise ApiError(504, "timeout", message) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not future.cancelled() or (task is not None and task.cancelling()):
+                raise
+            raise ApiError(409, "cancelled", "The request was taken back.") from None
 
     def drop(self, room: Hashable) -> None:
         """Forget the waiting jobs of a room, which then fail with 410 ``session_closed``."""
@@ -200,4 +212,4 @@ class EngineQueue:
 
 def _fail(job: _Job, error: Exception) -> None:
     if job.future.set_running_or_notify_cancel():
-        cast("Future[Any]", job.future).set_exception(error)
+        job.future.set_exception(error)

@@ -14,6 +14,7 @@ from fastsam3d.session import Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable
+    from concurrent.futures import Future
 
     from fastsam3d.server.host import ModelHost
     from fastsam3d.server.queue import EngineQueue
@@ -135,8 +136,13 @@ class Room:
         """
         return await self._queue.result(self.submit(work, supersede_key))
 
-    def submit(self, work: Callable[[], T], supersede_key: Hashable | None = None) -> Any:
-        """Take a place in the queue at once; see `run`. Await it with `result`."""
+    def submit(
+        self,
+        work: Callable[[], T],
+        supersede_key: Hashable | None = None,
+        on_supersede: Callable[[], None] | None = None,
+    ) -> Future[T]:
+        """Take a place in the queue at once; await it with `result`. See `EngineQueue.submit`."""
         _ = self.session
 
         def job() -> T:
@@ -144,9 +150,9 @@ class Room:
             with self._host.at_work(self):
                 return work()
 
-        return self._queue.submit(self, job, supersede_key)
+        return self._queue.submit(self, job, supersede_key, on_supersede)
 
-    async def result(self, future: Any) -> Any:
+    async def result(self, future: Future[T]) -> T:
         """Wait for what `submit` returned; see `EngineQueue.result`."""
         return await self._queue.result(future)
 
