@@ -22,10 +22,11 @@ from fastsam3d.session.postprocess import Step, apply_steps
 from fastsam3d.session.session import Session
 from fastsam3d.session.statistics import ObjectStatistics, measure_object
 from fastsam3d.session.study_base import StudyBase
+from fastsam3d.session.suggest import suggest_objects
 from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from os import PathLike
     from pathlib import Path
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fastsam3d.segmenter import Prediction
     from fastsam3d.session.objects import Overlap, StudyObject
     from fastsam3d.session.session import Device
+    from fastsam3d.session.suggest import Suggestion, SuggestPolicy
     from fastsam3d.volume import Region, Volume
 
 
@@ -228,6 +230,42 @@ class Study(StudyBase):
         )
         self._commit(state.with_object(answered))
         return shown_prediction(self._volume, self.state, before, item.id, prediction)
+
+    def suggest(
+        self,
+        policy: SuggestPolicy | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[Suggestion, ...]:
+        """Look for objects everywhere, but for those that are there; see `suggest_objects`.
+
+        Nothing is changed until one is accepted.
+
+        Raises:
+            CheckpointError: The model returned logits that are not finite.
+        """
+        return suggest_objects(
+            self.session.predictor,
+            self._volume,
+            policy,
+            known=self.state.shown.values(),
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        )
+
+    def accept(self, suggestion: Suggestion, *, name: str | None = None) -> int:
+        """Add a suggestion as an object, on which prompts build, and return its id.
+
+        Args:
+            suggestion: Of this volume.
+            name: As `add_object`.
+
+        Raises:
+            ConfigError: The name cannot be used.
+            PromptError: The suggestion is of another volume and does not fit.
+        """
+        return self.add_object(name, prompts=[suggestion.prompt(self._volume.geometry)])
 
     def describe(
         self,
