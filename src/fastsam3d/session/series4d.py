@@ -105,9 +105,7 @@ class Series:
         Raises:
             SessionStateError: There is no such time point.
         """
-        if not 0 <= time < len(self):
-            message = f"Time point must be 0 to {len(self) - 1}, got {time}; choose one of them."
-            raise SessionStateError(message)
+        self._check_time(time)
         if time not in self._studies:
             session = Session(self._predictor)
             self._studies[time] = Study(
@@ -176,6 +174,8 @@ class Series:
         last = len(self) - 1 if stop is None else stop
         step = 1 if last >= start else -1
         walk = range(start + step, last + step, step)
+        for end in (last, start):
+            self._check_time(end)
         self[start].state.find(object_id)
         changed: list[int] = []
         for done, time in enumerate(walk, start=1):
@@ -229,6 +229,11 @@ class Series:
                     path, Session(predictor), volume, autosave=series._path(time), **kept
                 )
         return series
+
+    def _check_time(self, time: int) -> None:
+        if not 0 <= time < len(self):
+            message = f"Time point must be 0 to {len(self) - 1}, got {time}; choose one of them."
+            raise SessionStateError(message)
 
     def _is_locked(self, time: int, object_id: int) -> bool:
         return any(item.id == object_id and item.is_locked for item in self[time].objects)
