@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import tempfile
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
 
 import fastsam3d
+from fastsam3d.errors import ConfigError
+from fastsam3d.server import ohif
 from fastsam3d.server.errors import ApiError
 from fastsam3d.server.monailabel_forms import (
     file_reply,
     load_mask,
+    load_series,
     load_volume,
     multipart_reply,
     read_form,
 )
-from fastsam3d.server.monailabel_images import ImageShelf
+from fastsam3d.server.monailabel_images import ImageShelf, Opened
 from fastsam3d.server.monailabel_infer import (
     LABELS,
     LABELS_MODEL,
@@ -38,11 +43,13 @@ from fastsam3d.server.room import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from fastsam3d.server.dicomweb import DicomWeb
     from fastsam3d.server.monailabel_forms import Form
     from fastsam3d.server.monailabel_images import Image
     from fastsam3d.server.monailabel_infer import Answer, Ask
     from fastsam3d.server.room import Room
     from fastsam3d.server.services import Services
+    from fastsam3d.server.settings import ServerSettings
 
 REAP_EVERY_S: Final = 5.0
 MAX_ID_CHARACTERS: Final = 200
@@ -72,6 +79,12 @@ def create_router(services: Services) -> APIRouter:
     _add_training_routes(router)
     _add_session_routes(router, desk)
     _add_infer_route(router, desk)
+    page = services.settings.ohif_dir
+    if page is not None:
+        if desk.pacs is None:
+            message = "The OHIF page shows images of a PACS; give its DICOMweb address too."
+            raise ConfigError(message)
+        router.include_router(ohif.create_router(page, desk.pacs))
     return router
 
 
@@ -85,6 +98,7 @@ class Desk:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.shelf = ImageShelf(services)
+        self.pacs = connect_pacs(services.settings)
 
     def info(self) -> dict[str, Any]:
         """Return what clients build their panels from."""
@@ -117,7 +131,7 @@ class Desk:
             "datastore": {"total": 0, "completed": 0, "label_tags": {}},
         }
 
-    async def find(self, image: str, session_id: str) -> Image:  # noqa: ARG002
+    async def find(self, image: str, session_id: str) -> Image:
         """Return the image that a request names.
 
         Raises:
@@ -125,8 +139,18 @@ class Desk:
         """
         if session_id:
             return self.shelf.upload(session_id)
+        if self.pacs is not None:
+            return await self.shelf.kept(image, lambda: self._fetch(image))
         message = "The server has no image of that name; upload it, see docs/server.md."
         raise ApiError(404, "image_not_found", message)
+
+    async def _fetch(self, series_uid: str) -> Opened:
+        pacs = cast("DicomWeb", self.pacs)
+        limit = self.services.settings.max_volume_bytes
+        with tempfile.TemporaryDirectory(prefix="fastsam3d-") as scratch:
+            folder = Path(scratch)
+            await pacs.fetch_series(series_uid, folder)
+            return await in_thread(load_series, folder, limit)
 
     async def answer(
         self, model: str, image: str, session_id: str, form: Form
@@ -148,6 +172,26 @@ class Desk:
             return ask, await _predict(room, ask)
         finally:
             room.close()
+
+
+def connect_pacs(settings: ServerSettings) -> DicomWeb | None:
+    """Return the service of the settings' address; None without one.
+
+    Raises:
+        ConfigError: It is no address, or packages are missing.
+    """
+    if settings.dicomweb_url is None:
+        return None
+    try:
+        from fastsam3d.server.dicomweb import DicomWeb  # noqa: PLC0415 - an extra of its own
+    except ImportError as error:
+        message = f"A PACS needs {error.name}; install it with: pip install 'fastsam3d[dicom]'"
+        raise ConfigError(message) from error
+    return DicomWeb(
+        settings.dicomweb_url,
+        max_bytes=settings.max_upload_bytes,
+        max_files=settings.max_files,
+    )
 
 
 async def _predict(room: Room, ask: Ask) -> Answer:

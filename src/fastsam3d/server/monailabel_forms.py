@@ -18,6 +18,7 @@ from fastsam3d.io import read_mask, read_volume
 from fastsam3d.io.streams import volume_limit
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.server.errors import ApiError
+from fastsam3d.server.monailabel_images import Opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
@@ -107,6 +108,16 @@ def load_volume(files: Sequence[UploadFile], max_bytes: int) -> Volume:
         raise ApiError(400, "no_file", "The request must hold a file; send one.")
     with scratch_copy(files) as path, volume_limit(max_bytes):
         return read_volume(path)
+
+
+def load_series(folder: Path, max_bytes: int) -> Opened:
+    """Read a DICOM series that lies alone in a folder; not for the event loop.
+
+    Raises:
+        FastSAM3DError: Its slices do not form one regular stack.
+    """
+    with volume_limit(max_bytes):
+        return Opened(volume=read_volume(folder))
 
 
 def load_mask(file: UploadFile, max_bytes: int) -> MaskPrompt:

@@ -50,6 +50,8 @@ class ServerSettings:
         threads: Threads of the engine; None leaves torch's choice.
         dicomweb_url: Root of a DICOMweb service that series may be taken from; None for none.
         datastore_dir: Folder where clients of MONAI Label keep images and labels; None for none.
+        ohif_dir: Folder of the OHIF page that comes with MONAI Label, to be served at ``/ohif/``
+            with the images of `dicomweb_url`; None for none.
 
     Raises:
         ConfigError: A value is out of range, or a public address has no key.
@@ -83,6 +85,7 @@ class ServerSettings:
     threads: int | None = None
     dicomweb_url: str | None = None
     datastore_dir: Path | None = None
+    ohif_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Check ranges, names and the key."""
