@@ -2,9 +2,9 @@
 
 ACDC development cases come as two frames of one heart, at the end of diastole (ED) and of systole
 (ES). Each structure is segmented in ED by simulated clicks. Then in ES, on the same grid: that mask
-copied; refined from the mask and the point in its middle; that point alone; and, for comparison,
-one and three clicks made in ES itself by a user who sees it (the simulated clicks know the truth,
-the propagated prompts do not). Dice in ES. Spacing of these cases is an assumption of their source.
+copied; refined from the mask and the point in its middle; the same corrected by one click; that
+point alone; and, for comparison, one and three clicks made in ES itself by a user who sees it
+(simulated clicks know the truth, propagated prompts do not). Dice in ES. Spacing of these cases is an assumption of their source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
     from fastsam3d.volume import Volume
 
-WAYS = ("copy", "mask_and_point", "point", "one_click", "three_clicks")
+WAYS = (
+    "copy",
+    "mask_and_point",
+    "mask_and_point_then_one_click",
+    "point",
+    "one_click",
+    "three_clicks",
+)
 
 
 def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -59,9 +66,14 @@ def _answers(
     """Return the mask in ES by each way, given that of ED."""
     mask, point = prior_prompts(ObjectMask.cropped(volume.geometry.region, before), volume.geometry)
     session.set_volume(volume)
+    refined = corrected = session.predict(PromptSet((mask, point))).mask.array > 0
+    click = next_click(refined, truth, volume.geometry.spacing)
+    if click is not None:
+        corrected = session.add_point(click).mask.array > 0
     return {
         "copy": before,
-        "mask_and_point": session.predict(PromptSet((mask, point))).mask.array > 0,
+        "mask_and_point": refined,
+        "mask_and_point_then_one_click": corrected,
         "point": session.predict(PromptSet((point,))).mask.array > 0,
         "one_click": _clicked(session, volume, truth, 1),
         "three_clicks": _clicked(session, volume, truth, 3),
