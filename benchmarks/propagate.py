@@ -4,7 +4,8 @@ ACDC development cases come as two frames of one heart, at the end of diastole (
 (ES). Each structure is segmented in ED by simulated clicks. Then in ES, on the same grid: that mask
 copied; refined from the mask and the point in its middle; the same corrected by one click; that
 point alone; and, for comparison, one and three clicks made in ES itself by a user who sees it
-(simulated clicks know the truth, propagated prompts do not). Dice in ES. Spacing of these cases is an assumption of their source.
+(simulated clicks know the truth, propagated prompts do not). Dice in ES. Spacing of these cases is
+an assumption of their source.
 """
 
 from __future__ import annotations
