@@ -1,1 +1,5 @@
-"""Using a server from Python; loads no torch. Needs ``fastsam3d[client]``."""
+"""Using a server from Python, without torch. Needs ``fastsam3d[client]``."""
+
+from fastsam3d.client.remote import RemoteSession
+
+__all__ = ["RemoteSession"]
