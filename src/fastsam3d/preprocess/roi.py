@@ -191,6 +191,31 @@ def paste_logits(
     return region, np.flip(mask, flipped)
 
 
+def paste_values(
+    values_IJK: Tensor, geometry: Geometry, roi: Roi, region: Region
+) -> NDArray[np.float32]:
+    """Interpolate numbers of an ROI linearly at the voxels of a box of the volume.
+
+    Args:
+        values_IJK: Numbers of the ROI, shape (size, size, size), any device.
+        geometry: Grid of the volume, axes as stored.
+        roi: Where the numbers belong; beyond its outermost voxels these are repeated.
+        region: Box inside the volume.
+
+    Returns:
+        float32, shape `region.shape`.
+    """
+    reorder = geometry.canonical_reorder()
+    box, inverse = reorder.apply_region(region), reorder.inverse
+    taps = [
+        linear_taps(_roi_positions(range(start, stop), axis, geometry, roi), roi.size)
+        for axis, (start, stop) in enumerate(zip(box.start, box.stop, strict=True))
+    ]
+    values = values_IJK.detach().to("cpu", torch.float32).permute(inverse.permutation)
+    pasted = apply_taps(values, [taps[axis] for axis in inverse.permutation]).numpy()
+    return np.flip(pasted, tuple(axis for axis in range(3) if inverse.flips[axis])).copy()
+
+
 def resample_logits(logits_SSS: Tensor, geometry: Geometry, source: Roi, target: Roi) -> Tensor:
     """Carry logits over from one ROI to another, as a mask prompt.
 

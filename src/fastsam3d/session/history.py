@@ -31,6 +31,7 @@ class RoundState:
         roi: What the model saw; None while no prompt has placed it.
         prompt_logits: The mask that the next round is fed; None where there is none.
         seen: The points, boxes and masks that the model was given for the prompts.
+        channel: What of the volume the model saw.
     """
 
     prompts: PromptSet
@@ -38,6 +39,7 @@ class RoundState:
     roi: Roi | None = None
     prompt_logits: Tensor | None = None
     seen: PromptSet = field(default_factory=PromptSet)
+    channel: str = "all"
 
     @property
     def num_bytes(self) -> int:
@@ -73,20 +75,27 @@ class StateCache:
         """Return the number of states."""
         return len(self._states)
 
-    def longest(self, prompts: PromptSet) -> RoundState | None:
-        """Return the state after as many first prompts of a set as are at hand; None without."""
+    def longest(self, prompts: PromptSet, channel: str = "all") -> RoundState | None:
+        """Return the state after as many first prompts of a set as are at hand; None without.
+
+        Args:
+            prompts: The set.
+            channel: What of the volume the model is to see.
+        """
         best: RoundState | None = None
-        for count, key in enumerate(_keys(prompts), start=1):
+        for count, key in enumerate(_keys(prompts, channel), start=1):
             state = self._states.get(key)
             # Keys are hashes: equal ones may still belong to other prompts.
-            if state is not None and state.prompts.prompts == prompts.prompts[:count]:
+            if state is None or state.channel != channel:
+                continue
+            if state.prompts.prompts == prompts.prompts[:count]:
                 self._states.move_to_end(key)
                 best = state
         return best
 
     def put(self, state: RoundState) -> None:
         """Keep a state, at the cost of those not used for longest."""
-        *_, key = _keys(state.prompts)
+        *_, key = _keys(state.prompts, state.channel)
         replaced = self._states.pop(key, None)
         self._states[key] = state
         self._num_bytes += state.num_bytes - (0 if replaced is None else replaced.num_bytes)
@@ -100,9 +109,9 @@ class StateCache:
         self._num_bytes = 0
 
 
-def _keys(prompts: PromptSet) -> Iterator[int]:
+def _keys(prompts: PromptSet, channel: str) -> Iterator[int]:
     """Return one key for each prefix of a set, shortest first; each prompt is hashed once."""
-    key = 0
+    key = hash(channel)
     for prompt in prompts:
         key = hash((key, prompt))
         yield key

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastsam3d.preprocess.roi import voxel_to_roi
+from fastsam3d.preprocess.roi import resample_logits, voxel_to_roi
+from fastsam3d.prompts import MaskPrompt
 from fastsam3d.session import scale
 from fastsam3d.session.cache import EmbeddingKey
 from fastsam3d.session.predictor import RoiPrompts
@@ -19,9 +20,13 @@ from fastsam3d.session.predictor import RoiPrompts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from fastsam3d.preprocess.roi import Roi
     from fastsam3d.prompts import PromptSet
     from fastsam3d.session.cache import EmbeddingCache
+    from fastsam3d.session.history import RoundState
     from fastsam3d.session.predictor import EncodedRoi, Predictor
     from fastsam3d.volume import Geometry, Volume
 
@@ -74,3 +79,69 @@ def prompts_in_roi(prompts: PromptSet, geometry: Geometry, roi: Roi) -> RoiPromp
     is_inside = scale.is_in_roi(in_roi, roi)
     box = scale.box_to_roi(prompts.boxes[-1], geometry, roi) if prompts.boxes else None
     return RoiPrompts(in_roi[is_inside], is_positive[is_inside], box)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LookBack:
+    """An answer and what the model was given for it, to ask the model about it again.
+
+    Attributes:
+        encoder: Embeds ROIs of the volume.
+        state: The answer.
+        roi: What the model saw.
+        encoded: Its embedding.
+        prompts: The points and the box in it.
+        fed_logits: The mask from which the newest prompt went on, in the ROI; None where there
+            was none.
+    """
+
+    encoder: RoiEncoder
+    state: RoundState
+    roi: Roi
+    encoded: EncodedRoi
+    prompts: RoiPrompts
+    fed_logits: Tensor | None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid of the volume."""
+        return self.encoder.volume.geometry
+
+    @property
+    def clicks(self) -> NDArray[np.float64]:
+        """The positive points, voxels of the ROI, shape (N, 3)."""
+        return self.prompts.points[self.prompts.is_positive]
+
+
+def look_back(encoder: RoiEncoder, state: RoundState, before: RoundState | None) -> LookBack | None:
+    """Gather what the model was given for an answer.
+
+    Where one prompt was played as several points, or the ROI changed on the way, this is how the
+    answer would be given in one round.
+
+    Args:
+        encoder: Embeds ROIs of the volume.
+        state: The answer.
+        before: The answer without the newest prompt; None without any.
+
+    Returns:
+        None while no prompt has placed the ROI.
+    """
+    if state.roi is None:
+        return None
+    geometry = encoder.volume.geometry
+    fed = None
+    if isinstance(state.prompts.prompts[-1], MaskPrompt):
+        fed = state.prompt_logits
+    elif before is not None and before.roi is not None and before.prompt_logits is not None:
+        fed = before.prompt_logits
+        if before.roi != state.roi:
+            fed = resample_logits(fed, geometry, before.roi, state.roi)
+    return LookBack(
+        encoder=encoder,
+        state=state,
+        roi=state.roi,
+        encoded=encoder.encode([state.roi])[0],
+        prompts=prompts_in_roi(state.seen.to_voxel(geometry), geometry, state.roi),
+        fed_logits=fed,
+    )

@@ -1,12 +1,13 @@
 """The stateless engine: embed ROIs, decode prompts. No history, no files, no decisions.
 
-Shape legend: B ROIs, N points, M mask candidates, S side of the model's logits, I J K ROI axes.
+Shape legend: B ROIs, P prompt sets, C channels of the volume, N points, M mask candidates, S side
+of the model's logits, I J K ROI axes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 from fastsam3d.errors import CheckpointError
 from fastsam3d.model.card import Preprocessing
 from fastsam3d.preprocess.pipeline import prepare_rois
+from fastsam3d.session.channels import MultiVolume, channels_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastsam3d.model.embedding import ImageEmbedding
     from fastsam3d.preprocess.roi import Roi
+    from fastsam3d.session.channels import Combination
     from fastsam3d.volume import Volume
 
 
@@ -80,12 +83,15 @@ class EncodedRoi:
     """Embedding of one ROI.
 
     Attributes:
-        embedding: The model's embedding, a batch of one that shares no memory with others.
+        embedding: The model's embedding, a batch of one that shares no memory with others; of a
+            `MultiVolume`, one item for each channel that is not constant in the ROI.
         is_blank: Whether the scan is constant in the ROI, so that nothing can be found in it.
+        combination: How the channels' masks become one.
     """
 
     embedding: ImageEmbedding
     is_blank: bool
+    combination: Combination = "logits"
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,15 +165,29 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, volume: Volume, rois: Sequence[Roi]) -> tuple[EncodedRoi, ...]:
-        """Cut, normalise and encode ROIs in one batch, in their order."""
-        images = prepare_rois(
-            volume, rois, normalisation=self.preprocessing.normalisation, device=self.device
-        )
-        is_blank = (images == 0).flatten(1).all(1).cpu().numpy()
+        """Cut, normalise and encode ROIs in one batch, in their order.
+
+        Of a `MultiVolume` all channels are encoded, one batch for each ROI.
+        """
+        if isinstance(volume, MultiVolume):
+            return tuple(self._embed_channels(volume, roi) for roi in rois)
+        images, is_blank = self._images(volume, rois)
         embedding = self.model.encode_image(images)
         return tuple(EncodedRoi(_own(embedding, n), bool(is_blank[n])) for n in range(len(rois)))
 
-    @torch.inference_mode()
+    def _embed_channels(self, volume: MultiVolume, roi: Roi) -> EncodedRoi:
+        parts = [self._images(channel, [roi]) for channel in channels_of(volume)]
+        seen = [images for images, is_blank in parts if not is_blank[0]]
+        # A constant channel has nothing to say; one is kept where all are constant.
+        images = torch.cat(seen or [parts[0][0]])
+        return EncodedRoi(self.model.encode_image(images), not seen, volume.combination)
+
+    def _images(self, volume: Volume, rois: Sequence[Roi]) -> tuple[Tensor, NDArray[np.bool_]]:
+        images = prepare_rois(
+            volume, rois, normalisation=self.preprocessing.normalisation, device=self.device
+        )
+        return images, (images == 0).flatten(1).all(1).cpu().numpy()
+
     def decode(
         self,
         encoded: EncodedRoi,
@@ -187,44 +207,123 @@ class Predictor:
         Raises:
             CheckpointError: The model returned logits that are not finite.
         """
-        points, labels = self._point_tensors(prompts)
-        box = None
-        if prompts.box is not None:
-            box = torch.as_tensor(prompts.box[None], dtype=torch.float32, device=self.device)
-        logits_1MSSS, quality_1M = self.model.decode_masks(
-            encoded.embedding,
-            points,
-            labels,
-            boxes=box,
-            mask_logits=None if mask_logits_SSS is None else mask_logits_SSS[None, None],
+        found = self.decode_all(
+            encoded, prompts, mask_logits_SSS=mask_logits_SSS, multimask=multimask
+        )
+        return max(found, key=lambda mask: mask.quality)
+
+    def decode_all(
+        self,
+        encoded: EncodedRoi,
+        prompts: RoiPrompts,
+        *,
+        mask_logits_SSS: Tensor | None = None,
+        multimask: bool = True,
+    ) -> tuple[DecodedMask, ...]:
+        """Decode one set of prompts to all masks that the model has for it, in its own order.
+
+        Args:
+            encoded: As `decode`.
+            prompts: As `decode`.
+            mask_logits_SSS: As `decode`.
+            multimask: Whether to ask for several.
+
+        Raises:
+            CheckpointError: The model returned logits that are not finite.
+        """
+        logits_1MSSS, quality_1M = self._decode(
+            encoded, [prompts], mask_logits_SSS, multimask=multimask
+        )
+        full_1MIJK = self._at_roi_resolution(logits_1MSSS)
+        return tuple(
+            DecodedMask(full_1MIJK[0, n], logits_1MSSS[0, n], float(quality_1M[0, n]))
+            for n in range(quality_1M.shape[1])
+        )
+
+    def decode_batch(
+        self,
+        encoded: EncodedRoi,
+        prompt_sets: Sequence[RoiPrompts],
+        *,
+        mask_logits_SSS: Tensor | None = None,
+    ) -> Tensor:
+        """Decode many sets of prompts about one ROI at once.
+
+        Args:
+            encoded: As `decode`.
+            prompt_sets: All with the same number of points, and all or none with a box.
+            mask_logits_SSS: Mask prompt of all of them, or None.
+
+        Returns:
+            Logits at the ROI's resolution, float32, shape (P, I, J, K).
+
+        Raises:
+            CheckpointError: The model returned logits that are not finite.
+        """
+        logits_P1SSS, _ = self._decode(encoded, prompt_sets, mask_logits_SSS, multimask=False)
+        return self._at_roi_resolution(logits_P1SSS)[:, 0]
+
+    @torch.inference_mode()
+    def _decode(
+        self,
+        encoded: EncodedRoi,
+        prompt_sets: Sequence[RoiPrompts],
+        mask_logits_SSS: Tensor | None,
+        *,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return float32 logits (P, M, S, S, S) and quality (P, M), channels combined."""
+        num_sets, num_channels = len(prompt_sets), encoded.embedding.batch_size
+        points, labels, boxes = (
+            None if part is None else part.repeat_interleave(num_channels, 0)
+            for part in self._prompt_tensors(prompt_sets)
+        )
+        mask = None
+        if mask_logits_SSS is not None:
+            mask = mask_logits_SSS.expand(num_sets * num_channels, 1, -1, -1, -1)
+        logits, quality = self.model.decode_masks(
+            _tiled(encoded.embedding, num_sets),
+            cast("Tensor", points),
+            cast("Tensor", labels),
+            boxes=boxes,
+            mask_logits=mask,
             multimask=multimask,
         )
-        best = int(quality_1M[0].argmax())
-        prompt_logits = logits_1MSSS[:, best : best + 1].float()
-        quality = float(quality_1M[0, best])
-        if not (bool(prompt_logits.isfinite().all()) and np.isfinite(quality)):
+        logits, quality = logits.float(), quality.float()
+        if num_channels > 1:
+            by_channel = (num_sets, num_channels)
+            logits = _combined(logits.reshape(*by_channel, *logits.shape[1:]), encoded.combination)
+            quality = quality.reshape(*by_channel, -1).mean(1)
+        if not bool(logits.isfinite().all() & quality.isfinite().all()):
             message = (
                 f"Model {self.model_id} returned logits that are not finite; its weights are "
                 "damaged, get them again."
             )
             raise CheckpointError(message)
-        logits = prompt_logits
-        if prompt_logits.shape[-1] != self.image_size:
-            logits = functional.interpolate(
-                prompt_logits, size=(self.image_size,) * 3, mode="trilinear"
-            )
-        return DecodedMask(logits[0, 0], prompt_logits[0, 0], quality)
+        return logits, quality
 
-    def _point_tensors(self, prompts: RoiPrompts) -> tuple[Tensor, Tensor]:
-        points, positive = prompts.points, prompts.is_positive
-        if not len(points):
+    def _at_roi_resolution(self, logits_PMSSS: Tensor) -> Tensor:
+        if logits_PMSSS.shape[-1] == self.image_size:
+            return logits_PMSSS
+        size = (self.image_size,) * 3
+        return functional.interpolate(logits_PMSSS, size=size, mode="trilinear")
+
+    def _prompt_tensors(
+        self, prompt_sets: Sequence[RoiPrompts]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return points (P, N, 3), labels (P, N) and boxes (P, 6)."""
+        points = np.stack([prompts.points for prompts in prompt_sets])
+        labels = np.stack([prompts.is_positive for prompts in prompt_sets]).astype(np.int64)
+        if not points.shape[1]:
             # A padding point: official decoders cannot do without any.
-            points, labels = np.zeros((1, 3)), np.array([-1])
-        else:
-            labels = positive.astype(np.int64)
+            points, labels = np.zeros((len(points), 1, 3)), np.full((len(points), 1), -1)
+        boxes = [prompts.box for prompts in prompt_sets if prompts.box is not None]
         return (
-            torch.as_tensor(points[None], dtype=torch.float32, device=self.device),
-            torch.as_tensor(labels[None], dtype=torch.int64, device=self.device),
+            torch.as_tensor(points, dtype=torch.float32, device=self.device),
+            torch.as_tensor(labels, dtype=torch.int64, device=self.device),
+            torch.as_tensor(np.stack(boxes), dtype=torch.float32, device=self.device)
+            if boxes
+            else None,
         )
 
 
@@ -236,3 +335,22 @@ def _own(embedding: ImageEmbedding, index: int) -> ImageEmbedding:
     return type(part)(
         part.tokens.clone(), tuple(skip.clone() for skip in part.skips), part.image_size
     )
+
+
+def _tiled(embedding: ImageEmbedding, count: int) -> ImageEmbedding:
+    """Return the whole batch `count` times in a row."""
+    if count == 1:
+        return embedding
+    return type(embedding)(
+        embedding.tokens.repeat(count, 1, 1, 1, 1),
+        tuple(skip.repeat(count, 1, 1, 1, 1) for skip in embedding.skips),
+        embedding.image_size,
+    )
+
+
+def _combined(logits_PCMSSS: Tensor, combination: Combination) -> Tensor:
+    """Return the mean over channels as logits (P, M, S, S, S)."""
+    if combination == "logits":
+        return logits_PCMSSS.mean(1)
+    # As a logit again, which is what masks are cut from and later rounds are fed.
+    return torch.logit(logits_PCMSSS.sigmoid().mean(1), eps=1e-6)

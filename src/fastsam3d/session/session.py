@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 import torch
@@ -17,12 +18,16 @@ from fastsam3d.errors import ConfigError, PromptError, SessionStateError
 from fastsam3d.model.registry import load_card, load_model
 from fastsam3d.prompts import MaskPrompt, Point, PromptSet
 from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
+from fastsam3d.session.candidates import Candidate, find_candidates
+from fastsam3d.session.channels import ALL_CHANNELS, channel_names, select_channel
 from fastsam3d.session.drawn_rounds import DrawnPolicy, play_prompt
 from fastsam3d.session.engine import EngineName, create_engine
 from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
+from fastsam3d.session.looks import LookBack, RoiEncoder, look_back
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
 from fastsam3d.session.scale import ScalePolicy
+from fastsam3d.session.uncertainty import UncertaintyMap, map_uncertainty
 from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
@@ -77,7 +82,8 @@ class Session:
         self._drawn = DrawnPolicy()
         self._cache = EmbeddingCache(cache_bytes)
         self._volume: Volume | None = None
-        self._volume_id = -1
+        self._channel = ALL_CHANNELS
+        self._channel_ids: dict[str, int] = {}
         self._states = StateCache(state_bytes)
         self._current: RoundState | None = None
 
@@ -181,15 +187,42 @@ class Session:
         return state.roi, state.prompt_logits
 
     def set_volume(self, volume: Volume) -> None:
-        """Start anew on a volume, without prompts.
+        """Start anew on a volume, without prompts, and see all of its channels.
 
         Args:
-            volume: Not to be changed while the session uses it.
+            volume: Not to be changed while the session uses it; with several channels a
+                `channels.MultiVolume`.
         """
         self._cache.clear()
         self._states.clear()
-        self._volume, self._volume_id = volume, next(_volume_ids)
+        self._volume, self._channel = volume, ALL_CHANNELS
+        self._channel_ids = {name: next(_volume_ids) for name in channel_names(volume)}
         self._current = None
+
+    @property
+    def channel(self) -> str:
+        """What prompts are answered on: the name of a channel, or "all" of them combined."""
+        return self._channel
+
+    def set_channel(self, channel: str) -> Prediction | None:
+        """Choose the channel and answer the prompts so far on it.
+
+        Args:
+            channel: A name of the `channels.MultiVolume`, or "all".
+
+        Returns:
+            The answer; None without prompts.
+
+        Raises:
+            ConfigError: There is no such channel.
+            SessionStateError: There is no volume.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        if len(self.prompts):
+            return self.predict(self.prompts, channel=channel)
+        select_channel(self.volume, channel)
+        self._channel = channel
+        return None
 
     def add(self, prompt: Prompt) -> Prediction:
         """Add a prompt of any kind: a scribble or a lasso, or what the other methods add.
@@ -248,13 +281,14 @@ class Session:
             mask = MaskPrompt(mask.array, mask.geometry)
         return self.add(mask)
 
-    def predict(self, prompts: PromptSet) -> Prediction:
+    def predict(self, prompts: PromptSet, *, channel: str | None = None) -> Prediction:
         """Replace all prompts.
 
         Rounds whose prompts are the same as before are not played again.
 
         Args:
             prompts: All prompts, oldest first; at least one.
+            channel: What to answer them on, from now on; None leaves it, see `set_channel`.
 
         Returns:
             The answer to the last prompt. Its times are the sum over the rounds that were
@@ -263,24 +297,21 @@ class Session:
         Raises:
             SessionStateError: There is no volume.
             PromptError: There is no prompt, or one does not fit the volume.
+            ConfigError: There is no such channel.
             CheckpointError: The model returned logits that are not finite.
         """
-        volume = self.volume
+        channel = self._channel if channel is None else channel
+        select_channel(self.volume, channel)
         if not prompts.prompts:
             message = "There is no prompt to answer; add a point, a box or a mask."
             raise PromptError(message)
-        state = self._states.longest(prompts)
-        played: list[Prediction] = []
-        for count in range(0 if state is None else len(state.prompts), len(prompts)):
-            part = PromptSet(prompts.prompts[: count + 1])
-            state = play_prompt(self._play_round, state, part, volume.geometry, self._drawn)
-            self._states.put(state)
-            played.append(state.prediction)
+        state, played = self._play(prompts, channel)
         answer = replace(
-            cast("RoundState", state).prediction,
+            state.prediction,
             encode_ms=sum(prediction.encode_ms for prediction in played),
             click_ms=sum(prediction.click_ms for prediction in played),
         )
+        self._channel = channel
         return self._show(state, answer)
 
     def undo(self) -> Prediction | None:
@@ -302,20 +333,89 @@ class Session:
             return None
         return self.predict(left)
 
+    # Ambiguity and trust
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Return up to three masks that the prompts may have meant, best quality first.
+
+        See `fastsam3d.session.candidates` for what they are. Empty where no prompt has placed
+        the object yet.
+
+        Raises:
+            SessionStateError: There is no prompt yet.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        look = self._look_back()
+        return () if look is None else find_candidates(look)
+
+    def choose(self, candidate: Candidate) -> Prediction:
+        """Make a candidate the answer; the choice is a prompt like any other.
+
+        Raises:
+            SessionStateError: There is no volume.
+            PromptError: The candidate is of another volume.
+        """
+        return self.add(candidate.prompt)
+
+    def uncertainty(
+        self, *, samples: int = 16, jitter_mm: float = 2.0, seed: int = 0
+    ) -> UncertaintyMap:
+        """Return how sure the answer is, voxel by voxel: see `uncertainty.map_uncertainty`.
+
+        Args:
+            samples: Sets of prompts to decode; the first is the given one.
+            jitter_mm: How far the others are moved, standard deviation along each axis.
+            seed: Of the moves; the same seed gives the same map.
+
+        Raises:
+            SessionStateError: No prompt has placed the object yet.
+            ConfigError: A number is out of range.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        look = self._look_back()
+        if look is None:
+            message = "No prompt has placed the object yet; add a positive point or a box first."
+            raise SessionStateError(message)
+        return map_uncertainty(look, samples=samples, jitter_mm=jitter_mm, seed=seed)
+
     def reset(self) -> None:
         """Forget all prompts and answers; the volume and its embeddings stay."""
         self._states.clear()
         self._current = None
 
-    def _play_round(self, given: PromptSet, before: RoundState | None) -> RoundState:
+    def _play(self, prompts: PromptSet, channel: str) -> tuple[RoundState, list[Prediction]]:
+        """Return the state after some prompts, and the answers that had to be computed."""
+        state = self._states.longest(prompts, channel)
+        played: list[Prediction] = []
+        for count in range(0 if state is None else len(state.prompts), len(prompts)):
+            part = PromptSet(prompts.prompts[: count + 1])
+            state = play_prompt(
+                partial(self._play_round, channel), state, part, self.volume.geometry, self._drawn
+            )
+            state = replace(state, channel=channel)
+            self._states.put(state)
+            played.append(state.prediction)
+        return cast("RoundState", state), played
+
+    def _play_round(self, channel: str, given: PromptSet, before: RoundState | None) -> RoundState:
         return Round(
             predictor=self.predictor,
             policy=self._policy,
             cache=self._cache,
-            volume=self.volume,
-            volume_id=self._volume_id,
+            volume=select_channel(self.volume, channel),
+            volume_id=self._channel_ids[channel],
             given=given,
         ).play(before)
+
+    def _look_back(self) -> LookBack | None:
+        volume = select_channel(self.volume, self._channel)
+        if self._current is None:
+            message = "There is no answer yet; call add_point, add_box or add_mask first."
+            raise SessionStateError(message)
+        earlier = self.prompts.without_last()
+        before = self._play(earlier, self._channel)[0] if len(earlier) else None
+        encoder = RoiEncoder(self.predictor, self._cache, volume, self._channel_ids[self._channel])
+        return look_back(encoder, self._current, before)
 
     def _show(self, state: RoundState | None, answer: Prediction) -> Prediction:
         shown = self.prediction
