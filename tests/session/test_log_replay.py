@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.prompts import Box, Point, PromptLog, PromptSet, Scribble
+from fastsam3d.prompts import (
+    Box,
+    Lasso,
+    MaskPrompt,
+    Point,
+    PromptLog,
+    PromptSet,
+    Scribble,
+    SliceBox,
+)
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.session.history import StateCache
 from tests.session.phantoms import BrightModel, ball_volume
@@ -20,6 +29,9 @@ PROMPTS = [
     Box.voxel((12, 12, 12), (28, 28, 28)),
     Scribble.voxel([(18, 18, 20), (22, 22, 20)], radius_mm=1.5, axis=2),
     Scribble.voxel([(30, 30, 30)], positive=False),
+    Lasso.voxel([(14, 14, 20), (27, 14, 20), (27, 27, 20), (14, 27, 20)], axis=2),
+    SliceBox.voxel(1, 20, (12, 12), (28, 28)),
+    MaskPrompt(VOLUME.array > 700, VOLUME.geometry),
 ]
 
 
