@@ -37,11 +37,11 @@ class FakeSession:
     warnings: tuple[str, ...] = ()
     error: Exception | None = None
     asked: list[PromptSet] = field(default_factory=list)
-    loaded: list[tuple[str, str]] = field(default_factory=list)
+    loaded: list[tuple[str, str, str]] = field(default_factory=list)
     volume: Volume | None = None
 
-    def from_pretrained(self, name: str, *, device: str) -> "FakeSession":
-        self.loaded.append((name, device))
+    def from_pretrained(self, name: str, *, device: str, engine: str) -> "FakeSession":
+        self.loaded.append((name, device, engine))
         return self
 
     def set_volume(self, volume: Volume) -> None:
@@ -85,7 +85,7 @@ def test_a_point_gives_a_mask_on_the_grid_of_the_file(
     mask = read_mask(mask_path)
     assert mask.geometry == Geometry(SHAPE, AFFINE)
     assert mask.array.sum() == 80
-    assert session.loaded == [("hr_s", "auto")]
+    assert session.loaded == [("hr_s", "auto", "auto")]
 
 
 def test_all_prompts_arrive_in_one_request(
@@ -108,7 +108,7 @@ def test_all_prompts_arrive_in_one_request(
     (asked,) = session.asked
     assert [point.positive for point in asked.points] == [True, True, False]
     assert len(asked.boxes) == 1
-    assert session.loaded == [("hr_b", "cpu")]
+    assert session.loaded == [("hr_b", "cpu", "auto")]
 
 
 def test_negative_millimetres_are_no_options(

@@ -169,7 +169,7 @@ def check_announced(num_bytes: int, file_bytes: int, *, is_compressed: bool) -> 
     limit = _limit.get()
     if num_bytes > limit:
         message = (
-            f"Volume is too large, its header announces {num_bytes / 2**30:.3g} GiB and the limit "
+            f"Volume is too large, its header announces {num_bytes / 2**30:.1f} GiB and the limit "
             f"is {limit / 2**30:.3g} GiB; crop or resample it first."
         )
         raise VolumeTooLargeError(message)
