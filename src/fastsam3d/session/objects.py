@@ -23,6 +23,7 @@ from fastsam3d.errors import ConfigError, PromptError, SessionStateError
 from fastsam3d.io.segmentation import Colour, Segment, Terminology, check_text
 from fastsam3d.prompts import MaskPrompt, PromptLog
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
+from fastsam3d.session.channels import ALL_CHANNELS
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class StudyObject:
         quality: The model's estimate of the answer's IoU.
         held: Its exact voxels while it is locked; None while it is not.
         pinned: Its voxels among the study's locked voxels.
+        channel: What of the volume its prompts are answered on; see `channels`.
     """
 
     id: int
@@ -85,6 +87,7 @@ class StudyObject:
     quality: float = 0.0
     held: ObjectMask | None = None
     pinned: ObjectMask = field(default_factory=ObjectMask.empty)
+    channel: str = ALL_CHANNELS
 
     def __post_init__(self) -> None:
         """Check what people type."""

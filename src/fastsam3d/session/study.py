@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from fastsam3d.errors import PromptError
-from fastsam3d.io.segmentation import write_segmentation
-from fastsam3d.prompts import MaskPrompt, Point, PromptLog
+from fastsam3d.errors import PromptError, SessionStateError
+from fastsam3d.prompts import Point, PromptLog
+from fastsam3d.session.channels import ALL_CHANNELS, select_channel
 from fastsam3d.session.neighbours import negatives_near
 from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.objects import shown_prediction
 from fastsam3d.session.postprocess import Step, apply_steps
 from fastsam3d.session.session import Session
-from fastsam3d.session.statistics import ObjectStatistics, measure_object
 from fastsam3d.session.study_base import StudyBase
 from fastsam3d.session.suggest import suggest_objects
-from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,10 +31,12 @@ if TYPE_CHECKING:
     from fastsam3d.io.segmentation import Colour, Terminology
     from fastsam3d.prompts import Prompt
     from fastsam3d.segmenter import Prediction
+    from fastsam3d.session.candidates import Candidate
     from fastsam3d.session.objects import Overlap, StudyObject
     from fastsam3d.session.session import Device
     from fastsam3d.session.suggest import Suggestion, SuggestPolicy
-    from fastsam3d.volume import Region, Volume
+    from fastsam3d.session.uncertainty import UncertaintyMap
+    from fastsam3d.volume import Volume
 
 
 class Study(StudyBase):
@@ -185,6 +185,7 @@ class Study(StudyBase):
         colour: Colour | None = None,
         terminology: Terminology | None = None,
         prompts: Iterable[Prompt] = (),
+        channel: str = ALL_CHANNELS,
     ) -> int:
         """Add an object at the end of the list, as one change, and return its id.
 
@@ -193,13 +194,15 @@ class Study(StudyBase):
             colour: Red, green, blue; by default one that depends on the id alone.
             terminology: What it is.
             prompts: Its first prompts, in order; without any it is empty.
+            channel: What they are answered on, see `set_channel`.
 
         Raises:
-            ConfigError: The name or the colour cannot be used.
+            ConfigError: The name or the colour cannot be used, or there is no such channel.
             PromptError: A prompt does not fit the volume.
             CheckpointError: The model returned logits that are not finite.
         """
-        given = {"name": name, "colour": colour, "terminology": terminology}
+        select_channel(self._volume, channel)
+        given = {"name": name, "colour": colour, "terminology": terminology, "channel": channel}
         fields = {key: value for key, value in given.items() if value is not None}
         object_id = self.state.next_id
         state, first = self.state.added(**fields), tuple(prompts)
@@ -330,54 +333,7 @@ class Study(StudyBase):
         self._commit(state)
         return new_id
 
-    # Locks, overlaps, clean-up
-
-    def lock(self, object_id: int) -> None:
-        """Keep an object's voxels exactly as they are shown, whatever is done to others.
-
-        Raises:
-            SessionStateError: There is no such object.
-        """
-        self._commit(self.state.locked(object_id))
-
-    def unlock(self, object_id: int) -> None:
-        """Let an object change again.
-
-        Raises:
-            SessionStateError: There is no such object.
-        """
-        self._commit(self.state.unlocked(object_id))
-
-    def lock_voxels(self, voxels: Mask | Region) -> None:
-        """Keep the owners of more voxels (none, where there is none) exactly as they are now.
-
-        Args:
-            voxels: A mask on the volume's grid, or a box of the volume.
-
-        Raises:
-            PromptError: The mask lies on another grid.
-        """
-        geometry = self._volume.geometry
-        if isinstance(voxels, Mask):
-            MaskPrompt(voxels.array, voxels.geometry).to_voxel(geometry)
-            added = ObjectMask.cropped(geometry.region, voxels.array)
-        else:
-            inside = voxels.clip(geometry.shape)
-            added = ObjectMask.cropped(inside, np.ones(inside.shape, np.bool_))
-        union = self.state.locked_voxels.union(added)
-        self._commit(self.state.with_locked_voxels(union))
-
-    def unlock_voxels(self) -> None:
-        """Let all locked voxels change again; locked objects stay locked."""
-        self._commit(self.state.with_locked_voxels(ObjectMask.empty()))
-
-    def set_overlap(self, overlap: Overlap) -> None:
-        """Choose who owns a voxel that several objects claim, see `StudyState`.
-
-        Raises:
-            ConfigError: No such policy.
-        """
-        self._commit(replace(self.state, overlap=overlap))
+    # Clean-up
 
     def set_steps(self, object_id: int, *steps: Step) -> Prediction:
         """Choose the clean-up steps of an object, in their order; none gives the answer back.
@@ -393,47 +349,54 @@ class Study(StudyBase):
         cleaned = apply_steps(item.answer, steps, self._volume.geometry)
         return self._show(replace(item, steps=steps, cleaned=cleaned), None)
 
+    # Ambiguity and trust
+
+    def candidates(self, object_id: int) -> tuple[Candidate, ...]:
+        """Return up to three masks that an object's prompts may have meant, best quality first.
+
+        Raises:
+            SessionStateError: There is no such object.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        return self.session.candidates() if self._recall(object_id) else ()
+
+    def choose(self, object_id: int, candidate: Candidate) -> Prediction:
+        """Make a candidate an object's answer, as one step of its log; see `add`.
+
+        Raises:
+            PromptError: The candidate is of another volume.
+            SessionStateError: There is no such object, or it is locked.
+        """
+        return self.add(object_id, candidate.prompt)
+
+    def uncertainty(
+        self, object_id: int, *, samples: int = 16, jitter_mm: float = 2.0, seed: int = 0
+    ) -> UncertaintyMap:
+        """Return how sure an object's answer is; see `Session.uncertainty`.
+
+        Raises:
+            SessionStateError: There is no such object, or no prompt has placed it yet.
+            ConfigError: A number is out of range.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        if not self._recall(object_id):
+            message = f"Object {object_id} has no prompt yet; add a point or a box first."
+            raise SessionStateError(message)
+        return self.session.uncertainty(samples=samples, jitter_mm=jitter_mm, seed=seed)
+
+    def set_channel(self, object_id: int, channel: str) -> Prediction:
+        """Answer an object's prompts on one channel of the volume, or on "all"; see `add`.
+
+        Raises:
+            ConfigError: There is no such channel.
+            SessionStateError: There is no such object, or it is locked.
+            CheckpointError: The model returned logits that are not finite.
+        """
+        item = self.state.find_unlocked(object_id)
+        select_channel(self._volume, channel)
+        return self._with_log(replace(item, channel=channel), item.log)
+
     # Results
-
-    def mask(self, object_id: int) -> Mask:
-        """Return an object as it is shown, 0 or 1 on the volume's grid.
-
-        Raises:
-            SessionStateError: There is no such object.
-        """
-        self.state.find(object_id)
-        return self._volume.new_mask(self.state.shown[object_id].to_array(self._volume.shape))
-
-    def label_map(self) -> Mask:
-        """Return all objects: each voxel has the id of its object, or 0.
-
-        uint8, or uint16 where an id exceeds 255. Where objects overlap, the later one of the
-        list is seen.
-        """
-        labels = self.state.label_map(self._volume.shape)
-        small = labels.astype(np.uint8) if labels.max(initial=0) <= 255 else labels
-        return self._volume.new_mask(small)
-
-    def statistics(self, object_id: int) -> ObjectStatistics:
-        """Measure an object as it is shown.
-
-        Raises:
-            SessionStateError: There is no such object.
-        """
-        self.state.find(object_id)
-        return measure_object(self.state.shown[object_id], self._volume)
-
-    def export(self, path: str | PathLike[str]) -> None:
-        """Write all objects with names, colours and codes; see `io.segmentation`.
-
-        Args:
-            path: ``.seg.nrrd`` for 3D Slicer, or a label map in any format of `write_mask`.
-
-        Raises:
-            VolumeWriteError: The format cannot hold overlapping objects, or the system refused.
-        """
-        arrays, segments = self.state.layers(self._volume.shape)
-        write_segmentation([self._volume.new_mask(array) for array in arrays], segments, path)
 
     def replay(self) -> tuple[int, ...]:
         """Compute all answers anew from the logs.
@@ -448,21 +411,28 @@ class Study(StudyBase):
         """
         self.session.reset()
         return tuple(
-            item.id for item in self.objects if not self._answer(item.log)[0].equals(item.answer)
+            item.id
+            for item in self.objects
+            if not self._answer(item.log, item.channel)[0].equals(item.answer)
         )
+
+    def _recall(self, object_id: int) -> bool:
+        """Have the session at an object's answer; False where it has no prompt."""
+        item = self.state.find(object_id)
+        return self._answer(item.log, item.channel)[1] is not None
 
     def _neighbour_points(self, prompt: Prompt) -> tuple[Point, ...]:
         locked = [o.held for o in self.objects if o.held is not None]
         return negatives_near(prompt, locked, self._volume.geometry, limit=self.locked_negatives)
 
-    def _answer(self, log: PromptLog) -> tuple[ObjectMask, Prediction | None]:
+    def _answer(self, log: PromptLog, channel: str) -> tuple[ObjectMask, Prediction | None]:
         if not len(log):
             return ObjectMask.empty(), None
-        prediction = self.session.predict(log.prompts)
+        prediction = self.session.predict(log.prompts, channel=channel)
         return ObjectMask.of(prediction), prediction
 
     def _answered(self, item: StudyObject, log: PromptLog) -> tuple[StudyObject, Prediction | None]:
-        answer, prediction = self._answer(log)
+        answer, prediction = self._answer(log, item.channel)
         changed = replace(
             item,
             log=log,

@@ -1,4 +1,4 @@
-"""What every study has beneath its objects: a state that can be undone, and a file.
+"""What every study has beneath its prompts: a state that can be undone, locks, results, a file.
 
 The state is one immutable value that is replaced as a whole, so a call that raises leaves
 everything as it was.
@@ -6,23 +6,31 @@ everything as it was.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
+from fastsam3d.io.segmentation import write_segmentation
+from fastsam3d.prompts import MaskPrompt
+from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.objects import Overlap, StudyState
+from fastsam3d.session.statistics import ObjectStatistics, measure_object
 from fastsam3d.session.study_file import StudyFile, read_study, volume_hash, write_study
 from fastsam3d.session.undo import UndoStack
+from fastsam3d.volume import Mask
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from fastsam3d.session.objects import StudyObject
     from fastsam3d.session.session import Session
-    from fastsam3d.volume import Volume
+    from fastsam3d.volume import Region, Volume
 
 
 class StudyBase:
-    """State, undo and file of a study.
+    """State, undo, locks, results and file of a study.
 
     Args:
         session: Answers prompts; belongs to the study from now on.
@@ -90,6 +98,97 @@ class StudyBase:
         """
         self._states.redo()
         self._autosave()
+
+    # Locks and overlaps
+
+    def lock(self, object_id: int) -> None:
+        """Keep an object's voxels exactly as they are shown, whatever is done to others.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self._commit(self.state.locked(object_id))
+
+    def unlock(self, object_id: int) -> None:
+        """Let an object change again.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self._commit(self.state.unlocked(object_id))
+
+    def lock_voxels(self, voxels: Mask | Region) -> None:
+        """Keep the owners of more voxels (none, where there is none) exactly as they are now.
+
+        Args:
+            voxels: A mask on the volume's grid, or a box of the volume.
+
+        Raises:
+            PromptError: The mask lies on another grid.
+        """
+        geometry = self._volume.geometry
+        if isinstance(voxels, Mask):
+            MaskPrompt(voxels.array, voxels.geometry).to_voxel(geometry)
+            added = ObjectMask.cropped(geometry.region, voxels.array)
+        else:
+            inside = voxels.clip(geometry.shape)
+            added = ObjectMask.cropped(inside, np.ones(inside.shape, np.bool_))
+        union = self.state.locked_voxels.union(added)
+        self._commit(self.state.with_locked_voxels(union))
+
+    def unlock_voxels(self) -> None:
+        """Let all locked voxels change again; locked objects stay locked."""
+        self._commit(self.state.with_locked_voxels(ObjectMask.empty()))
+
+    def set_overlap(self, overlap: Overlap) -> None:
+        """Choose who owns a voxel that several objects claim, see `StudyState`.
+
+        Raises:
+            ConfigError: No such policy.
+        """
+        self._commit(replace(self.state, overlap=overlap))
+
+    # Results
+
+    def mask(self, object_id: int) -> Mask:
+        """Return an object as it is shown, 0 or 1 on the volume's grid.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self.state.find(object_id)
+        return self._volume.new_mask(self.state.shown[object_id].to_array(self._volume.shape))
+
+    def label_map(self) -> Mask:
+        """Return all objects: each voxel has the id of its object, or 0.
+
+        uint8, or uint16 where an id exceeds 255. Where objects overlap, the later one of the
+        list is seen.
+        """
+        labels = self.state.label_map(self._volume.shape)
+        small = labels.astype(np.uint8) if labels.max(initial=0) <= 255 else labels
+        return self._volume.new_mask(small)
+
+    def statistics(self, object_id: int) -> ObjectStatistics:
+        """Measure an object as it is shown.
+
+        Raises:
+            SessionStateError: There is no such object.
+        """
+        self.state.find(object_id)
+        return measure_object(self.state.shown[object_id], self._volume)
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write all objects with names, colours and codes; see `io.segmentation`.
+
+        Args:
+            path: ``.seg.nrrd`` for 3D Slicer, or a label map in any format of `write_mask`.
+
+        Raises:
+            VolumeWriteError: The format cannot hold overlapping objects, or the system refused.
+        """
+        arrays, segments = self.state.layers(self._volume.shape)
+        write_segmentation([self._volume.new_mask(array) for array in arrays], segments, path)
 
     # Files
 

@@ -28,6 +28,7 @@ from fastsam3d.errors import (
 from fastsam3d.io.atomic import staged
 from fastsam3d.io.segmentation import Code, Terminology
 from fastsam3d.prompts import MaskPrompt, PromptLog
+from fastsam3d.session.channels import ALL_CHANNELS, MultiVolume, select_channel
 from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.objects import StudyObject, StudyState
 from fastsam3d.session.postprocess import step_from_plain, step_to_plain
@@ -84,8 +85,13 @@ class StudyFile:
 def volume_hash(volume: Volume) -> str:
     """Return the SHA-256 of a volume's shape, type and voxels.
 
-    Neither the memory order of the array nor where it lies plays a part.
+    Neither the memory order of the array nor where it lies plays a part. Of several channels it
+    is that of all, of their names and of how they are combined.
     """
+    if isinstance(volume, MultiVolume):
+        parts = [volume_hash(channel) for channel in volume.channels]
+        text = json.dumps([volume.combination, volume.names, parts])
+        return hashlib.sha256(text.encode()).hexdigest()
     found = hashlib.sha256(f"{volume.array.dtype.str} {volume.shape}".encode())
     for slab in np.moveaxis(volume.array, 2, 0):
         found.update(np.ascontiguousarray(slab.T).data)
@@ -160,8 +166,11 @@ def _read(archive: zipfile.ZipFile, name: str, volume: Volume) -> StudyFile:
             f"{volume.geometry}; open it with its own."
         )
         raise StudyFileError(message)
+    state = _state_from_plain(plain, _Reader(archive, geometry))
+    for item in state.objects:
+        select_channel(volume, item.channel)
     return StudyFile(
-        state=_state_from_plain(plain, _Reader(archive, geometry)),
+        state=state,
         volume_hash=found,
         geometry=volume.geometry,
         model_id=str(plain["model_id"]),
@@ -271,6 +280,7 @@ def _object_to_plain(item: StudyObject, masks: _Masks) -> dict[str, Any]:
         "cleaned": masks.to_plain(item.cleaned),
         "held": None if item.held is None else masks.to_plain(item.held),
         "pinned": masks.to_plain(item.pinned),
+        "channel": item.channel,
     }
 
 
@@ -305,6 +315,7 @@ def _object_from_plain(plain: Any, reader: _Reader) -> StudyObject:
         cleaned=reader.mask(plain["cleaned"]),
         held=reader.optional_mask(plain["held"]),
         pinned=reader.mask(plain["pinned"]),
+        channel=str(plain.get("channel", ALL_CHANNELS)),
     )
 
 
