@@ -24,6 +24,21 @@ OPTIONS = {
         "--preview",
         "--space",
     },
+    ("serve",): {
+        "--allow-host",
+        "--allow-origin",
+        "--api-key",
+        "--datastore",
+        "--device",
+        "--dicomweb-url",
+        "--host",
+        "--max-sessions",
+        "--max-upload-gib",
+        "--model",
+        "--open",
+        "--port",
+        "--threads",
+    },
     ("info",): {"--json"},
     ("train",): {
         "--device",
@@ -127,6 +142,7 @@ def test_options_are_frozen(words: tuple[str, ...], capsys: pytest.CaptureFixtur
 def test_commands_are_frozen() -> None:
     assert [command.name for command in COMMANDS] == [
         "segment",
+        "serve",
         "info",
         "models",
         "export",

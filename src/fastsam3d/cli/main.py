@@ -31,6 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = (
     Command("segment", "fastsam3d.cli.segment:segment", "Segment what you point at in a volume."),
+    Command("serve", "fastsam3d.cli.serve:serve", "Serve a page to click in, and other viewers."),
     Command("info", "fastsam3d.cli.info:info", "Show a volume's geometry and intensities."),
     Command("models", "fastsam3d.cli.models:app", "List, inspect, verify and convert models."),
     Command("export", "fastsam3d.cli.export:app", "Write a model as ONNX graphs."),

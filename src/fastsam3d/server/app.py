@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from fastsam3d.server.settings import ServerSettings
 
 REAP_EVERY_S: Final = 5.0
+ENGINE_STOP_SHARE: Final = 0.3
+"""Of the time to stop; the rest is for requests in progress, see `run`."""
 
 
 def create_app(settings: ServerSettings, host: ModelHost | None = None) -> FastAPI:
@@ -105,6 +107,7 @@ def create_services(settings: ServerSettings, host: ModelHost) -> Services:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     services: Services = app.state.services
+    settings = services.settings
     await services.queue.run("warm-up", services.host.warm_up)
     reaper = asyncio.create_task(_reap(services.leases))
     try:
@@ -112,7 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     finally:
         reaper.cancel()
         services.leases.close()
-        await asyncio.to_thread(services.queue.close, services.settings.shutdown_s)
+        await asyncio.to_thread(services.queue.close, ENGINE_STOP_SHARE * settings.shutdown_s)
 
 
 async def _reap(leases: LeaseTable) -> None:
