@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES: Final = 256
 MAX_JITTER_MM: Final = 100.0
-DEFAULT_BATCH_BYTES: Final = 4 * 2**30
-# Copies of the embedding that decoding one more prompt set takes, measured for `hr_s`.
+BATCH_BYTES: Final = 4 * 2**30
+"""Memory to decode in on an accelerator."""
+# Decoding one more set takes as much memory as so many embeddings, measured for `hr_s`.
 _COPIES_PER_SAMPLE: Final = 3
 _NEGLIGIBLE: Final = 0.01
 _UNCERTAIN: Final = (0.25, 0.75)
@@ -112,7 +113,7 @@ def map_uncertainty(
     samples: int = 16,
     jitter_mm: float = 2.0,
     seed: int = 0,
-    batch_bytes: int = DEFAULT_BATCH_BYTES,
+    batch_size: int | None = None,
 ) -> UncertaintyMap:
     """Decode an answer's prompts again from places nearby.
 
@@ -123,8 +124,8 @@ def map_uncertainty(
         samples: Sets of prompts; the first is the given one.
         jitter_mm: Standard deviation of a move along each axis.
         seed: Of the moves; the same seed gives the same map.
-        batch_bytes: Memory to decode in on an accelerator. A CPU decodes one set at a time, which
-            takes it less than half the time of a batch.
+        batch_size: How many sets to decode at once; by default as many as fit in `BATCH_BYTES`
+            on an accelerator, and one on a CPU, which takes half the time of a batch there.
 
     Raises:
         ConfigError: A number is out of range.
@@ -133,10 +134,7 @@ def map_uncertainty(
     _check(samples, jitter_mm)
     sets = jittered_prompts(look, samples=samples, jitter_mm=jitter_mm, seed=seed)
     predictor = look.encoder.predictor
-    size = 1
-    if predictor.device.type != "cpu":
-        per_set = _COPIES_PER_SAMPLE * max(1, look.encoded.embedding.num_bytes)
-        size = max(1, batch_bytes // per_set)
+    size = _batch_size(look) if batch_size is None else batch_size
     total = torch.zeros((look.roi.size,) * 3, device=predictor.device)
     masks: list[Tensor] = []
     for start in range(0, samples, size):
@@ -173,6 +171,12 @@ def jittered_prompts(
             box = np.concatenate([start, np.maximum(faces[3:], start + 1)])
         sets.append(RoiPrompts(np.clip(moved, low, high), given.is_positive, box))
     return tuple(sets)
+
+
+def _batch_size(look: LookBack) -> int:
+    if look.encoder.predictor.device.type == "cpu":
+        return 1
+    return max(1, BATCH_BYTES // (_COPIES_PER_SAMPLE * look.encoded.embedding.num_bytes))
 
 
 def _map_of(
