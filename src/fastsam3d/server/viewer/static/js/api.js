@@ -81,8 +81,9 @@ export class Api extends EventTarget {
     clearInterval(this.beat);
     this.lease = null;
     sessionStorage.removeItem(SESSION_KEY);
-    this.socket?.close();
+    const { socket } = this;
     this.socket = null;
+    socket?.close();
   }
 
   /** Tell the page of trouble that no call of its own met. */
@@ -189,24 +190,25 @@ export class Api extends EventTarget {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => socket.close(), HELLO_TIMEOUT_MS);
       socket.onopen = () => {
-        socket.send(JSON.stringify({ type: "hello", key: this.key, lease: this.lease }));
+        const key = this.key ? { key: this.key } : {};
+        socket.send(JSON.stringify({ type: "hello", lease: this.lease, ...key }));
       };
       socket.onmessage = (event) => {
         const first = typeof event.data === "string" ? JSON.parse(event.data) : {};
         clearTimeout(timer);
         if (first.type === "error") {
-          reject(new ApiError(first.error?.code ?? first.code, first.error?.message ?? first.message));
+          reject(new ApiError(first.error.code, first.error.message));
           return;
         }
         socket.onmessage = ({ data }) => this.receive(data);
         resolve();
-        if (first.type !== "hello") this.receive(event.data);
       };
       socket.onclose = (event) => {
         clearTimeout(timer);
         const error = closeError(event);
         reject(error);
         this.failAll(error);
+        if (error.code !== "offline" && this.socket === socket) this.report(error);
       };
     });
   }
@@ -229,8 +231,7 @@ export class Api extends EventTarget {
     } else if (request) {
       this.waiting.delete(message.seq);
       if (message.type === "error") {
-        const { code, message: text } = message.error ?? message;
-        request.reject(new ApiError(code, text));
+        request.reject(new ApiError(message.error.code, message.error.message));
       } else request.resolve({ reply: message, masks: request.masks });
     }
   }
@@ -270,8 +271,8 @@ function errorOf(status, text, headers) {
   return new ApiError(error.code ?? `http_${status}`, error.message ?? "", status, retryAfter);
 }
 
+/** The server names its reason when it closes (1008); anything else is a lost connection. */
 function closeError({ code, reason }) {
-  if (code === 4401) return new ApiError("unauthorized", reason, 401);
-  if (code === 4410) return new ApiError("session_expired", reason, 410);
-  return new ApiError("offline", "The connection to the server was lost.");
+  if (code === 1008 && reason) return new ApiError(reason, "");
+  return new ApiError("offline", "The connection was lost.");
 }

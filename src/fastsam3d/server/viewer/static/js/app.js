@@ -6,7 +6,8 @@
  */
 
 import { Api } from "./api.js";
-import { askForKey, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
+import { byId } from "./dom.js";
+import { askForKey, clearToasts, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
 import { isReadableHere, saveAs, titleOf } from "./files.js";
 import { explain, isFatal, isSilent } from "./messages.js";
 import { sameGrid } from "./mapping.js";
@@ -14,6 +15,7 @@ import { presetsFor } from "./presets.js";
 import { drawnPrompt, pointPrompt } from "./prompts.js";
 import { emptyStudy } from "./store.js";
 
+const SCAN_KEY = "fastsam3d.scan";
 const STATISTICS_DELAY_MS = 350;
 const STAGES = {
   reading: "Reading the scan",
@@ -33,6 +35,7 @@ export class App {
     this.statisticsTimer = 0;
     this.formerLayout = null;
     this.creating = null;
+    this.hasCandidates = true;
     this.stageTimer = 0;
     this.api.addEventListener("progress", ({ detail }) => this.showStage(detail.stage));
     this.api.addEventListener("trouble", ({ detail }) => this.fail(detail));
@@ -71,15 +74,21 @@ export class App {
   async resume() {
     this.api.key = sessionStorage.getItem("fastsam3d.key");
     const server = await this.api.takeUp();
-    if (!server) return false;
+    if (!server) {
+      sessionStorage.removeItem(SCAN_KEY);
+      return false;
+    }
     this.store.set({ connection: "online", server });
     try {
-      const facts = await this.api.json("GET", "session/volume");
-      this.api.shape = facts.shape;
-      this.store.set({ phase: "loading", scan: { name: facts.name ?? "Scan" } });
-      await this.showAsServerReads(facts);
-      this.begin({ ...facts, name: facts.name ?? "Scan" });
-      await this.call("study.get", { masks: true });
+      const scan = JSON.parse(sessionStorage.getItem(SCAN_KEY));
+      if (scan) {
+        this.api.shape = scan.shape;
+        this.store.set({ phase: "loading", scan });
+        await this.showAsServerReads(scan);
+        this.begin(scan);
+        await this.call("masks.get");
+        await this.fetchPrompts();
+      }
     } catch {
       // No scan was open; the session itself can be used.
       this.store.set({ phase: "empty", scan: null });
@@ -90,6 +99,7 @@ export class App {
 
   /** The scan is on the screen and on the server. */
   begin(scan) {
+    sessionStorage.setItem(SCAN_KEY, JSON.stringify(scan));
     this.store.set({ phase: "ready", scan });
     this.choosePreset(presetsFor(scan)[0].id);
   }
@@ -98,17 +108,18 @@ export class App {
   fail(error, retry = null) {
     hideProgress();
     if (isSilent(error)) return;
-    if (!isFatal(error)) {
+    const { way } = explain(error);
+    if (!isFatal(error) && way !== "open") {
       toastError(error);
       return;
     }
-    this.store.set({ connection: "offline" });
-    const { way } = explain(error);
+    if (isFatal(error)) this.store.set({ connection: "offline" });
     const again = retry ?? (() => this.reconnect());
     const ways = {
       restart: { label: this.files.length ? "Bring my work back" : "Start again", run: () => this.restart() },
       key: { label: "Enter the key", run: () => this.reconnect() },
       retry: { label: "Try again", run: again },
+      open: { label: "Choose another file", run: () => byId("file-input").click() },
     };
     showTrouble(error, [
       { label: "Not now", run: () => {} },
@@ -124,8 +135,8 @@ export class App {
     }
     try {
       await this.api.json("POST", "session/heartbeat");
-      if (this.state.scan) await this.call("study.get");
       this.store.set({ connection: "online" });
+      if (this.state.phase === "ready") await this.fetchPrompts();
     } catch (error) {
       this.fail(error);
     }
@@ -146,9 +157,12 @@ export class App {
   async replay({ name, colour, prompts, locked }) {
     const id = await this.addObject(name, colour);
     if (id === null) return;
-    const plain = prompts.map(({ id: _, ...prompt }) => prompt);
-    if (plain.length) await this.call("prompt.add", { object: id, prompts: plain });
-    if (locked) await this.call("object.lock", { id });
+    const plain = prompts.filter(({ type }) => type !== "mask").map(({ id: _, ...prompt }) => prompt);
+    if (plain.length) {
+      await this.call("prompt.add", { object: id, prompts: plain });
+      await this.fetchPrompts();
+    }
+    if (locked) await this.setLocked(id, true);
   }
 
   // Scans
@@ -203,6 +217,7 @@ export class App {
   }
 
   reset() {
+    clearToasts();
     this.masks.clear();
     this.store.set({
       study: emptyStudy(),
@@ -272,17 +287,41 @@ export class App {
     }
   }
 
+  /** The server's answer becomes what the page knows. */
   takeOver(reply, masks) {
     if (this.state.connection !== "online") this.store.set({ connection: "online" });
     for (const mask of masks) this.masks.set(mask.header.object, mask);
-    if (reply.study) {
-      const ids = new Set(reply.study.objects.map((o) => o.id));
-      for (const id of this.masks.keys()) if (!ids.has(id)) this.masks.delete(id);
-      const { active } = this.state;
-      const next = ids.has(active) ? active : (reply.study.objects.at(-1)?.id ?? null);
-      this.store.set({ study: reply.study, active: next });
-      this.measureSoon();
-    } else if (masks.length) this.showObjects();
+    const ids = new Set(reply.objects.map((o) => o.id));
+    for (const id of this.masks.keys()) if (!ids.has(id)) this.masks.delete(id);
+    const prompts = new Map(this.state.study.objects.map((o) => [o.id, o.prompts]));
+    const objects = reply.objects.map((o) => ({ ...o, prompts: prompts.get(o.id) ?? [] }));
+    this.setStudy({ ...reply, objects });
+  }
+
+  setStudy({ objects, can_undo, can_redo, overlap }) {
+    const ids = objects.map((o) => o.id);
+    const active = ids.includes(this.state.active) ? this.state.active : (ids.at(-1) ?? null);
+    this.store.set({ study: { objects, can_undo, can_redo, overlap }, active });
+    this.measureSoon();
+  }
+
+  /** Prompts, which answers do not repeat, as the server has them. */
+  async fetchPrompts() {
+    const reply = await this.call("study.get");
+    if (reply) this.setStudy(reply.result);
+  }
+
+  /** Prompts that were sent, with the ids that they were given; no second question needed. */
+  async notePrompts(object, prompts, ids) {
+    const objects = this.state.study.objects.map((o) =>
+      o.id === object
+        ? { ...o, prompts: [...o.prompts, ...prompts.map((prompt, n) => ({ id: ids[n], ...prompt }))] }
+        : o,
+    );
+    const item = objects.find((o) => o.id === object);
+    const isComplete = ids.length === prompts.length && item?.prompts.length === item?.num_prompts;
+    if (isComplete) this.setStudy({ ...this.state.study, objects });
+    else await this.fetchPrompts();
   }
 
   showStage(stage) {
@@ -325,9 +364,11 @@ export class App {
       if (object === null) return;
       const reply = await this.call("prompt.add", { object, prompts: [prompt] });
       if (!reply) return;
-      for (const warning of reply.warnings ?? []) toast("Please check the result", warning, "info");
-      this.measureLatency(since, reply.click_ms ?? this.masks.get(object)?.header.click_ms);
-      await this.fetchCandidates(object, reply);
+      const { header } = this.masks.get(object);
+      this.measureLatency(since, header.click_ms);
+      for (const warning of header.warnings) toast("Please check the result", warning, "info");
+      await this.notePrompts(object, [prompt], reply.result.prompts);
+      await this.fetchCandidates(object);
     } finally {
       this.store.set({ pending: this.state.pending.filter((item) => item !== pending) });
     }
@@ -374,32 +415,36 @@ export class App {
   }
 
   async removePrompts(ids) {
-    await this.call("prompt.remove", { object: this.state.active, ids });
+    const reply = await this.call("prompt.remove", { object: this.state.active, ids });
+    if (reply) await this.fetchPrompts();
     this.store.set({ candidates: null, chosenPrompt: null });
   }
 
   async undo() {
-    if (this.state.study.can_undo) await this.call("undo");
+    if (this.state.study.can_undo && (await this.call("undo"))) await this.fetchPrompts();
     this.store.set({ candidates: null });
   }
 
   async redo() {
-    if (this.state.study.can_redo) await this.call("redo");
+    if (this.state.study.can_redo && (await this.call("redo"))) await this.fetchPrompts();
     this.store.set({ candidates: null });
   }
 
   // Candidates
 
   /** Other readings of the click, where the model has them. */
-  async fetchCandidates(object, reply) {
-    if (!reply.has_candidates) {
+  async fetchCandidates(object) {
+    if (!this.hasCandidates) return;
+    try {
+      const { reply } = await this.api.request("candidates", { object });
+      const items = reply.result.candidates;
+      const chosen = items.findIndex((item) => item.chosen);
+      this.store.set({ candidates: items.length > 1 ? { object, items, chosen } : null });
+    } catch (error) {
+      // A model without candidates says so once; then nobody asks again.
+      this.hasCandidates = isFatal(error);
       this.store.set({ candidates: null });
-      return;
     }
-    const found = await this.call("candidates", { object });
-    const items = found?.candidates ?? [];
-    const chosen = items.findIndex((item) => item.chosen);
-    this.store.set({ candidates: items.length > 1 ? { object, items, chosen } : null });
   }
 
   async chooseCandidate(index) {
@@ -413,12 +458,11 @@ export class App {
 
   /** @returns {Promise<number | null>} the new object's id */
   async addObject(name, colour) {
-    const reply = await this.call("object.add", name ? { name } : {});
+    const fields = Object.entries({ name, colour }).filter(([, value]) => value !== undefined);
+    const reply = await this.call("object.add", Object.fromEntries(fields));
     if (!reply) return null;
-    const id = reply.object ?? reply.id;
-    this.activate(id);
-    if (colour) await this.call("object.describe", { id, colour });
-    return id;
+    this.activate(reply.result.object);
+    return reply.result.object;
   }
 
   activate(id) {
@@ -427,15 +471,15 @@ export class App {
   }
 
   describe(id, changes) {
-    return this.call("object.describe", { id, ...changes });
+    return this.call("object.describe", { object: id, ...changes });
   }
 
   async deleteObject(id) {
-    await this.call("object.delete", { id });
+    await this.call("object.delete", { object: id });
   }
 
   setLocked(id, isLocked) {
-    return this.call(isLocked ? "object.lock" : "object.unlock", { id });
+    return this.call(isLocked ? "object.lock" : "object.unlock", { object: id });
   }
 
   setHidden(id, isHidden) {
@@ -461,7 +505,7 @@ export class App {
   async measure(object) {
     try {
       const { reply } = await this.api.request("statistics", { object });
-      if (this.state.active === object) this.store.set({ statistics: { object, values: reply.statistics } });
+      if (this.state.active === object) this.store.set({ statistics: { object, values: reply.result } });
     } catch (error) {
       if (isFatal(error)) this.fail(error);
       else this.store.set({ statistics: null });

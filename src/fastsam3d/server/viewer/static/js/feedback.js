@@ -38,6 +38,11 @@ export function toast(title, text = "", kind = "warning") {
   setTimeout(close, TOAST_MS);
 }
 
+/** Messages about what is no longer on the screen go. */
+export function clearToasts() {
+  byId("toasts").replaceChildren();
+}
+
 /** Say in passing what failed. */
 export function toastError(error) {
   const { title, text, detail } = explain(error);

@@ -9,7 +9,7 @@ import { looksLikeCt } from "./presets.js";
 export function buildPanels(app) {
   const { store } = app;
   store.watch(["study", "active", "hidden"], (state) => drawObjects(app, state));
-  store.watch(["study", "active", "chosenPrompt"], () => drawPrompts(app));
+  store.watch(["study", "active"], () => drawPrompts(app));
   store.watch(["candidates"], (state) => drawCandidates(app, state));
   store.watch(["statistics", "active", "study"], (state) => drawStatistics(store, state));
   store.watch(["connection", "latency", "server"], drawStatus);
