@@ -263,6 +263,25 @@ class Predictor:
         logits_P1SSS, _ = self._decode(encoded, prompt_sets, mask_logits_SSS, multimask=False)
         return self._at_roi_resolution(logits_P1SSS)[:, 0]
 
+    def decode_each(
+        self, encoded: EncodedRoi, prompt_sets: Sequence[RoiPrompts]
+    ) -> tuple[DecodedMask, ...]:
+        """Decode many sets of prompts about one ROI at once, each to a mask of its own.
+
+        Args:
+            encoded: As `decode`.
+            prompt_sets: As `decode_batch`.
+
+        Raises:
+            CheckpointError: The model returned logits that are not finite.
+        """
+        logits_P1SSS, quality_P1 = self._decode(encoded, prompt_sets, None, multimask=False)
+        full_P1IJK = self._at_roi_resolution(logits_P1SSS)
+        return tuple(
+            DecodedMask(full_P1IJK[n, 0], logits_P1SSS[n, 0], float(quality_P1[n, 0]))
+            for n in range(len(prompt_sets))
+        )
+
     @torch.inference_mode()
     def _decode(
         self,

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from fastsam3d.errors import CheckpointError, ConfigError
+from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import Roi, paste_logits, roi_region, voxel_to_roi
 from fastsam3d.prompts import MaskPrompt, Point
 from fastsam3d.prompts.simulate import first_click
@@ -30,6 +29,7 @@ from fastsam3d.session import scale
 from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.packed_mask import PackedMask
 from fastsam3d.session.postprocess import voxel_ml
+from fastsam3d.session.predictor import RoiPrompts
 from fastsam3d.session.suggest_grid import plan_levels
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fastsam3d.session.predictor import EncodedRoi, Predictor
+    from fastsam3d.session.predictor import DecodedMask, Predictor
     from fastsam3d.session.suggest_grid import Tile
     from fastsam3d.volume import Geometry, Region, Volume
 
@@ -271,7 +271,8 @@ class _Search:
             if self.is_cancelled():
                 break
             part = slice(start, start + batch)
-            answers = decode_clicks(self.predictor, encoded, clicks[part])
+            prompts = [RoiPrompts(click[None], np.ones(1, np.bool_)) for click in clicks[part]]
+            answers = self.predictor.decode_each(encoded, prompts)
             for voxel, click, answer in zip(voxels[part], clicks[part], answers, strict=True):
                 one = self._judge(roi, voxel, click, answer)
                 if one is not None:
@@ -308,13 +309,12 @@ class _Search:
         roi: Roi,
         voxel: tuple[int, int, int],
         click: NDArray[np.float64],
-        answer: tuple[Tensor, float],
+        answer: DecodedMask,
     ) -> _Found | None:
         """Return the answer to a click, or None where it is not to be trusted or not new."""
-        logits_SSS, quality = answer
-        if quality < self.policy.min_quality:
+        if answer.quality < self.policy.min_quality:
             return None
-        logits = scale.clicked_parts(logits_SSS, click[None])
+        logits = scale.clicked_parts(answer.logits, click[None])
         stability = stability_of(logits, self.policy.stability_shift)
         if stability < self.policy.min_stability:
             return None
@@ -331,46 +331,11 @@ class _Search:
             mask=mask,
             seen=roi_region(geometry, roi),
             voxel=voxel,
-            quality=min(quality, 1.0),
+            quality=min(answer.quality, 1.0),
             stability=stability,
             spacing_mm=roi.spacing_mm,
             is_cut=extent.num_cut_faces > 0,
         )
-
-
-@torch.inference_mode()
-def decode_clicks(
-    predictor: Predictor, encoded: EncodedRoi, clicks: NDArray[np.float64]
-) -> Iterator[tuple[Tensor, float]]:
-    """Decode positive clicks, each by itself, in one batch.
-
-    Args:
-        predictor: Runs the model.
-        encoded: Embedding of the ROI.
-        clicks: In the frame of the ROI, shape (N, 3), N at least 1.
-
-    Yields:
-        Logits (S, S, S) at the ROI's resolution and predicted quality, for each click.
-
-    Raises:
-        CheckpointError: The model returned logits that are not finite.
-    """
-    points = torch.as_tensor(clicks[:, None], dtype=torch.float32, device=predictor.device)
-    labels = torch.ones(points.shape[:2], dtype=torch.int64, device=predictor.device)
-    logits, quality = predictor.model.decode_masks(
-        encoded.embedding.repeat(len(clicks)), points, labels
-    )
-    logits = logits.float()
-    if not bool(logits.isfinite().all() & quality.isfinite().all()):
-        message = (
-            f"Model {predictor.model_id} returned logits that are not finite; its weights are "
-            "damaged, get them again."
-        )
-        raise CheckpointError(message)
-    if logits.shape[-1] != predictor.image_size:
-        logits = functional.interpolate(logits, size=(predictor.image_size,) * 3, mode="trilinear")
-    for n in range(len(clicks)):
-        yield logits[n, 0].cpu(), float(quality[n, 0])
 
 
 def stability_of(logits: Tensor, shift: float) -> float:
