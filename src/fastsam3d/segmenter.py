@@ -58,7 +58,9 @@ class Prediction:
 
         A viewer that keeps a mask needs only `paste_changes`.
         """
-        array = np.zeros(self.volume.shape, np.uint8)
+        # In the volume's memory order, so that it is written, and shown, without being turned over.
+        order = "F" if self.volume.array.flags.f_contiguous else "C"
+        array = np.zeros(self.volume.shape, np.uint8, order=order)
         array[self.region.slices] = self.region_mask
         return self.volume.new_mask(array)
 

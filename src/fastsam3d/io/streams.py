@@ -27,6 +27,9 @@ GZIP_MAGIC: Final = b"\x1f\x8b"
 _limit = ContextVar("volume_limit", default=MAX_VOLUME_BYTES)
 _HEAD_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 2**20
+# Inflated data is made in pieces that fit the cache, straight into their place: asked for the whole
+# at once, the gzip readers make it twice over.
+_PIECE_BYTES: Final = 2**18
 
 _gzip_file: Any = gzip.GzipFile
 _damaged_stream: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -126,7 +129,9 @@ def fill(stream: BinaryIO, buffer: bytearray | memoryview) -> memoryview:
     reader = cast("Any", stream)
     filled = 0
     try:
-        while filled < len(view) and (count := reader.readinto(view[filled:])):
+        while filled < len(view) and (
+            count := reader.readinto(view[filled : filled + _PIECE_BYTES])
+        ):
             filled += count
     except _damaged_stream as error:
         message = f"Compressed data is damaged or truncated ({error}); copy or download it again."

@@ -122,8 +122,9 @@ def _check_shape(array: NDArray[Any], geometry: Geometry, what: str) -> None:
 def _check_finite(array: NDArray[Any]) -> None:
     if array.dtype.kind != "f":
         return
-    # One slab at a time: no boolean copy of the whole volume.
-    num_bad = sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in array.T)
+    # One slab at a time, as they lie in memory: no boolean copy of the whole volume.
+    slabs = np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
+    num_bad = sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in slabs)
     if num_bad:
         message = (
             f"Volume has {num_bad} of {array.size} voxels that are NaN or infinite; "
