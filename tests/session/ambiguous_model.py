@@ -65,4 +65,3 @@ def nested_session(model=None, volume=None):
     session = Session(Predictor(NestedModel() if model is None else model), policy=POLICY)
     session.set_volume(nested_volume() if volume is None else volume)
     return session
-

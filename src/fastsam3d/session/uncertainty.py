@@ -187,7 +187,9 @@ def _map_of(
     region = _likely_region(mean_IJK, geometry, roi)
     probability = np.zeros((0, 0, 0), np.float32)
     if not region.is_empty:
-        probability = paste_values(mean_IJK, geometry, roi, region)
+        # Logits are interpolated, as for masks, so that one half lies on the mask's own surface.
+        logits = paste_values(torch.logit(mean_IJK, eps=1e-6), geometry, roi, region)
+        probability = 1 / (1 + np.exp(-logits))
     probability.setflags(write=False)
     return UncertaintyMap(
         geometry=geometry,
