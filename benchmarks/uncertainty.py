@@ -189,6 +189,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    commit = git_commit(Path(__file__).parent)
     protocol = InteractionProtocol(num_clicks=options.clicks, max_targets=options.limit_targets)
     session = Session.from_pretrained(options.model, device=options.device)
     rows: list[dict[str, Any]] = []
@@ -209,7 +210,7 @@ def main() -> int:
                     sys.stderr.write(f"{_rounded(rows[-1])}\n")
     result = {
         "command": shlex.join(["python", "benchmarks/uncertainty.py", *sys.argv[1:]]),
-        "commit": git_commit(Path(__file__).parent),
+        "commit": commit,
         "date": datetime.now(UTC).date().isoformat(),
         "device": cpu_name() if options.device == "cpu" else options.device,
         "threads": torch.get_num_threads(),

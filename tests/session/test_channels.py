@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - as everybody calls it
 import torch
 
 from fastsam3d.errors import ConfigError, GeometryError, StudyFileError
@@ -157,7 +157,7 @@ def test_a_file_with_a_channel_that_is_not_there_is_damaged(tmp_path, monkeypatc
         lambda plain, **options: dumps(plain, **options).replace('"all"', '"T9"'),
     )
     study.save(tmp_path / "a.study")
-    with pytest.raises(StudyFileError, match="damaged.*T9"):
+    with pytest.raises(StudyFileError, match=r"damaged.*T9"):
         Study.load(tmp_path / "a.study", nested_session(), CORE_BRIGHT)
 
 
@@ -194,7 +194,7 @@ def test_unusable_channels_are_refused(channels, words):
 
 def test_channels_on_different_grids_are_refused_by_name():
     moved = Geometry(STUDY.shape, np.diag([1, 1, 2.0, 1]))
-    with pytest.raises(GeometryError, match="'T2' lies on another grid than 'T1'.*resample"):
+    with pytest.raises(GeometryError, match=r"'T2' lies on another grid than 'T1'.*resample"):
         stack_channels({"T1": CORE_BRIGHT, "T2": Volume(BODY_BRIGHT.array, moved)})
 
 
@@ -204,7 +204,7 @@ def test_unknown_channels_and_combinations_are_refused():
         with pytest.raises(ConfigError, match="choose of all"):
             ask()
     session.add_point(CENTRE)
-    with pytest.raises(ConfigError, match="There is no channel 'PD'.*all, T1, T2"):
+    with pytest.raises(ConfigError, match=r"There is no channel 'PD'.*all, T1, T2"):
         session.set_channel("PD")
     assert session.channel == "all"
     with pytest.raises(ConfigError, match="logits or probabilities, got 'median'"):
