@@ -36,9 +36,7 @@ def write_mask(mask: Mask, path: str | PathLike[str]) -> None:
     _write(mask.array, mask.geometry, mask.source, path)
 
 
-def write_volume(
-    volume: Volume, path: str | PathLike[str], *, is_compressed: bool = True
-) -> None:
+def write_volume(volume: Volume, path: str | PathLike[str], *, is_compressed: bool = True) -> None:
     """Write intensities in their own dtype; otherwise as `write_mask`.
 
     Args:
