@@ -110,6 +110,7 @@ class PatientH11(H11Protocol):
     """HTTP that waits for the head of a request, but not for ever."""
 
     _timer: asyncio.TimerHandle | None = None
+    _is_upgraded = False
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait."""
@@ -126,7 +127,7 @@ class PatientH11(H11Protocol):
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         """A WebSocket has its own clock: its first message."""
-        self._disarm()
+        self._is_upgraded = True
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -136,7 +137,7 @@ class PatientH11(H11Protocol):
 
     def _is_waiting(self) -> bool:
         cycle: Any = self.cycle
-        return cycle is None or bool(cycle.response_complete)
+        return not self._is_upgraded and (cycle is None or bool(cycle.response_complete))
 
     def _arm(self) -> None:
         self._timer = self.loop.call_later(HEADER_S, self._give_up)
