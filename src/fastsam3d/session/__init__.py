@@ -1,6 +1,8 @@
 """Interactive segmentation: sessions of one object, studies of many, and what they are made of."""
 
 from fastsam3d.segmenter import Prediction
+from fastsam3d.session.candidates import Candidate
+from fastsam3d.session.channels import MultiVolume, stack_channels
 from fastsam3d.session.postprocess import FillHoles, KeepComponent, RemoveSmall, Smooth
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.propagate import propagate
@@ -9,10 +11,13 @@ from fastsam3d.session.series4d import Series
 from fastsam3d.session.session import Session
 from fastsam3d.session.study import Study
 from fastsam3d.session.suggest import Suggestion, SuggestPolicy, suggest_objects
+from fastsam3d.session.uncertainty import UncertaintyMap
 
 __all__ = [
+    "Candidate",
     "FillHoles",
     "KeepComponent",
+    "MultiVolume",
     "Prediction",
     "Predictor",
     "RemoveSmall",
@@ -23,6 +28,8 @@ __all__ = [
     "Study",
     "SuggestPolicy",
     "Suggestion",
+    "UncertaintyMap",
     "propagate",
+    "stack_channels",
     "suggest_objects",
 ]
