@@ -86,14 +86,32 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
         GeometryError: Position or orientation is not finite or singular.
     """
     datasets = _choose_series(_read_headers(folder), series_uid)
-    slices = [_checked_slice(path, dataset) for path, dataset in datasets]
-    for item in slices[1:]:
-        _check_same(slices[0], item)
-    slices = _sorted_stack(slices)
+    slices = _checked_stack(datasets)
     geometry = _stack_geometry(slices)
     array = _read_pixels(slices)
     modality = MODALITIES.get(str(datasets[0][1].get("Modality", "")))
     return Volume(array, geometry, modality)
+
+
+def find_slices(folder: Path, series_uid: str | None = None) -> tuple[Path, ...]:
+    """Return the files of a series in the order of the volume's last axis, k = 0 first.
+
+    Args:
+        folder: As `read_series`.
+        series_uid: As `read_series`.
+
+    Raises:
+        VolumeReadError: As `read_series`, but for the pixels, which are not read.
+    """
+    slices = _checked_stack(_choose_series(_read_headers(folder), series_uid))
+    return tuple(item.path for item in slices)
+
+
+def _checked_stack(datasets: list[tuple[Path, Any]]) -> list[_Slice]:
+    slices = [_checked_slice(path, dataset) for path, dataset in datasets]
+    for item in slices[1:]:
+        _check_same(slices[0], item)
+    return _sorted_stack(slices)
 
 
 def _read_headers(folder: Path) -> list[tuple[Path, Any]]:
