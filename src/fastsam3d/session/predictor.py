@@ -165,15 +165,21 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, volume: Volume, rois: Sequence[Roi]) -> tuple[EncodedRoi, ...]:
-        """Cut, normalise and encode ROIs in one batch, in their order.
+        """Cut, normalise and encode ROIs, in their order; on an accelerator in one batch.
 
         Of a `MultiVolume` all channels are encoded, one batch for each ROI.
         """
         if isinstance(volume, MultiVolume):
             return tuple(self._embed_channels(volume, roi) for roi in rois)
+        # A CPU gains no time by a batch but pays for it in memory, and one by one an embedding
+        # does not depend, by rounding, on what else was wanted with it.
+        batches = [[roi] for roi in rois] if self.device.type == "cpu" else [list(rois)]
+        return tuple(encoded for batch in batches for encoded in self._embed_batch(volume, batch))
+
+    def _embed_batch(self, volume: Volume, rois: Sequence[Roi]) -> list[EncodedRoi]:
         images, is_blank = self._images(volume, rois)
         embedding = self.model.encode_image(images)
-        return tuple(EncodedRoi(_own(embedding, n), bool(is_blank[n])) for n in range(len(rois)))
+        return [EncodedRoi(_own(embedding, n), bool(is_blank[n])) for n in range(len(rois))]
 
     def _embed_channels(self, volume: MultiVolume, roi: Roi) -> EncodedRoi:
         parts = [self._images(channel, [roi]) for channel in channels_of(volume)]

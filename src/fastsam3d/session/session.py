@@ -17,9 +17,11 @@ import torch
 from fastsam3d.errors import ConfigError, PromptError, SessionStateError
 from fastsam3d.model.registry import load_card, load_model
 from fastsam3d.prompts import MaskPrompt, Point, PromptSet
+from fastsam3d.session.budget import policy_within
 from fastsam3d.session.cache import DEFAULT_MAX_BYTES, EmbeddingCache
 from fastsam3d.session.candidates import Candidate, find_candidates
 from fastsam3d.session.channels import ALL_CHANNELS, channel_names, select_channel
+from fastsam3d.session.disk_cache import with_disk_cache
 from fastsam3d.session.drawn_rounds import DrawnPolicy, play_prompt
 from fastsam3d.session.engine import EngineName, create_engine
 from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
@@ -60,6 +62,8 @@ class Session:
         cache_bytes: Bound of the memory of embeddings at hand.
         state_bytes: Bound of the memory of earlier answers at hand; those beyond it are computed
             anew when undo comes back to them.
+        disk_cache: Folder in which embeddings are kept for later sessions, see `disk_cache`; by
+            default nothing is written.
 
     Example:
         >>> session = Session.from_pretrained("hr_s")  # doctest: +SKIP
@@ -74,7 +78,10 @@ class Session:
         policy: ScalePolicy | None = None,
         cache_bytes: int = DEFAULT_MAX_BYTES,
         state_bytes: int = DEFAULT_STATE_BYTES,
+        disk_cache: Path | None = None,
     ) -> None:
+        if disk_cache is not None:
+            predictor = with_disk_cache(predictor, disk_cache)
         self.predictor = predictor
         if policy is None:
             policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
@@ -95,6 +102,7 @@ class Session:
         device: Device = "auto",
         policy: ScalePolicy | None = None,
         engine: EngineName = "auto",
+        disk_cache: Path | None = None,
     ) -> Self:
         """Make a session with the weights of a registry name or a .safetensors file.
 
@@ -103,11 +111,13 @@ class Session:
             device: Where to compute; "auto" takes CUDA if there is any.
             policy: As the constructor.
             engine: What runs the model, see `fastsam3d.session.engine.create_engine`.
+            disk_cache: As the constructor.
 
         Raises:
             ModelNotFoundError: No such model.
             CheckpointError: The weights are damaged or do not fit their card.
-            ConfigError: CUDA, or the package of an engine, is asked for and absent.
+            ConfigError: CUDA, or the package of an engine, is asked for and absent, or the folder
+                cannot be made.
         """
         chosen = choose_device(device)
         card = load_card(name_or_path)
@@ -123,7 +133,7 @@ class Session:
             device=chosen,
             model_id=card.sha256,
         )
-        return cls(predictor, policy=policy)
+        return cls(predictor, policy=policy, disk_cache=disk_cache)
 
     @property
     def policy(self) -> ScalePolicy:
@@ -134,6 +144,16 @@ class Session:
     def policy(self, policy: ScalePolicy) -> None:
         self._policy = policy
         self._states.clear()
+
+    def set_budget(self, milliseconds: float) -> None:
+        """Bound the estimated work of each prompt; 0 takes the bound away.
+
+        Measures once what an encode and a decode cost here, see `fastsam3d.session.budget`.
+
+        Raises:
+            ConfigError: The budget is negative.
+        """
+        self.policy = policy_within(self._policy, self.predictor, milliseconds)
 
     @property
     def drawn(self) -> DrawnPolicy:
@@ -397,7 +417,9 @@ class Session:
             played.append(state.prediction)
         return cast("RoundState", state), played
 
-    def _play_round(self, channel: str, given: PromptSet, before: RoundState | None) -> RoundState:
+    def _play_round(
+        self, channel: str, given: PromptSet, before: RoundState | None, spent_ms: float = 0.0
+    ) -> RoundState:
         return Round(
             predictor=self.predictor,
             policy=self._policy,
@@ -405,6 +427,7 @@ class Session:
             volume=select_channel(self.volume, channel),
             volume_id=self._channel_ids[channel],
             given=given,
+            spent_ms=spent_ms,
         ).play(before)
 
     def _look_back(self) -> LookBack | None:
