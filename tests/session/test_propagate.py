@@ -152,6 +152,7 @@ def test_embeddings_are_kept_for_few_time_points_and_masks_for_all():
 def test_a_series_is_saved_and_loaded(tmp_path):
     series, ball = clicked_series(autosave=tmp_path)
     series.propagate(ball, start=0, stop=2)
+    assert repr(series).startswith("Series(4 time points, Geometry((24, 24, 24)")
     names = ["time0000.study", "time0001.study", "time0002.study"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     again = Series.load(tmp_path, Predictor(BrightModel()), series.volumes)

@@ -192,6 +192,9 @@ def test_a_study_suggests_and_accepts_as_one_change_that_prompts_build_on():
     accepted = study.accept(first, name="vessel")
     np.testing.assert_array_equal(study.mask(accepted).array, first.mask.to_array(volume.shape))
     assert study.objects[0].name == "vessel"
+    assert study.objects[0].quality == first.quality
+    assert study.replay() == ()
+    assert "objects: 1 'vessel'" in repr(study)
     assert len(study.suggest(policy())) == len(BALLS) - 1
     study.undo()
     assert study.objects == ()

@@ -92,6 +92,10 @@ class Series:
         session = Session.from_pretrained(name_or_path, device=device)
         return cls(session.predictor, volumes, **options)
 
+    def __repr__(self) -> str:
+        """Show the number of time points and their grid."""
+        return f"Series({len(self)} time points, {self.volumes[0].geometry})"
+
     def __len__(self) -> int:
         """Return the number of time points."""
         return len(self.volumes)

@@ -268,7 +268,11 @@ class Study(StudyBase):
             ConfigError: The name cannot be used.
             PromptError: The suggestion is of another volume and does not fit.
         """
-        return self.add_object(name, prompts=[suggestion.prompt(self._volume.geometry)])
+        object_id = self.state.next_id
+        state = self.state.added(**({} if name is None else {"name": name}))
+        item = state.find(object_id).started_from(suggestion.mask, self._volume.geometry)
+        self._commit(state.with_object(replace(item, quality=suggestion.quality)))
+        return object_id
 
     def describe(
         self,

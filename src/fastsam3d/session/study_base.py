@@ -54,6 +54,11 @@ class StudyBase:
         self._states = UndoStack(StudyState(overlap=overlap), StudyState.masks)
         session.set_volume(volume)
 
+    def __repr__(self) -> str:
+        """Show the grid and the objects."""
+        names = ", ".join(f"{item.id} {item.name!r}" for item in self.objects) or "none"
+        return f"{type(self).__name__}({self._volume.geometry}, objects: {names})"
+
     @property
     def volume(self) -> Volume:
         """The volume."""

@@ -23,7 +23,7 @@ import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import Roi, paste_logits, roi_region, voxel_to_roi
-from fastsam3d.prompts import MaskPrompt, Point
+from fastsam3d.prompts import Point
 from fastsam3d.prompts.simulate import first_click
 from fastsam3d.session import scale
 from fastsam3d.session.object_mask import ObjectMask
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from fastsam3d.session.predictor import DecodedMask, Predictor
     from fastsam3d.session.suggest_grid import Tile
-    from fastsam3d.volume import Geometry, Region, Volume
+    from fastsam3d.volume import Region, Volume
 
 GPU_BATCH: Final = 16
 """Clicks that a GPU decodes at once; a CPU is faster one by one, around the object alone."""
@@ -124,14 +124,6 @@ class Suggestion:
     def score(self) -> float:
         """What suggestions are ranked by."""
         return self.quality * self.stability
-
-    def prompt(self, geometry: Geometry) -> MaskPrompt:
-        """Return the mask as the first prompt of an object.
-
-        Args:
-            geometry: Grid of the volume.
-        """
-        return MaskPrompt.of_part(self.mask.region, self.mask.array, geometry)
 
 
 def suggest_objects(
