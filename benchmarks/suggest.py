@@ -1,9 +1,10 @@
 """What is found without a user: ``python benchmarks/suggest.py DEV_DIR --cases A B --output X``.
 
 Runs `suggest_objects` on development cases and asks which labelled structures the best 50
-suggestions hold (IoU above 0.5). The record is written after each case. Labels are not all there is in a scan, so suggestions beyond them are not counted as
-wrong; the share of suggestions that hit a labelled structure is given. A structure of fewer than
-100 voxels is left out. The truth is used for counting only.
+suggestions hold (IoU above 0.5). The record is written after each case. Labels are not all there is
+in a scan, so suggestions beyond them are not counted as wrong; how many suggestions hit a labelled
+structure is given. A structure of fewer than 100 voxels is left out. The truth is used for counting
+only.
 """
 
 from __future__ import annotations
