@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from urllib.parse import urlsplit
 
@@ -88,10 +88,10 @@ class DicomWeb:
             kind, options = parse_options_header(reply.headers.get("content-type", ""))
             if kind != b"multipart/related" or not options.get(b"boundary"):
                 raise _failed("sent no multipart reply")
-            parts = _Parts(folder, self._max_files, options[b"boundary"])
-            async for chunk in _bounded(reply, self._max_bytes):
-                parts.feed(chunk)
-        return parts.finish()
+            with closing(_Parts(folder, self._max_files, options[b"boundary"])) as parts:
+                async for chunk in _bounded(reply, self._max_bytes):
+                    parts.feed(chunk)
+                return parts.finish()
 
     @asynccontextmanager
     async def get(
@@ -182,11 +182,7 @@ class _Parts:
         try:
             self._parser.write(chunk)
         except ValueError as error:
-            self._close()
             raise _failed("sent a broken multipart reply") from error
-        except BaseException:
-            self._close()
-            raise
 
     def finish(self) -> int:
         """Return the number of files.
@@ -194,7 +190,6 @@ class _Parts:
         Raises:
             ApiError: 502 ``pacs_failed``: the reply ended early.
         """
-        self._close()
         if not self._is_complete or not self._num_done:
             raise _failed("ended its reply early")
         return self._num_done
@@ -209,13 +204,14 @@ class _Parts:
             self._file.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
-        self._close()
+        self.close()
         self._num_done += 1
 
     def _complete(self) -> None:
         self._is_complete = True
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file of a part that has not ended."""
         if self._file is not None:
             self._file.close()
         self._file = None

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import tempfile
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
@@ -36,6 +37,7 @@ from fastsam3d.server.monailabel_infer import (
     predict,
     read_ask,
     read_params,
+    to_dicom_seg,
     to_file,
 )
 from fastsam3d.server.room import in_thread
@@ -43,6 +45,7 @@ from fastsam3d.server.room import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from fastsam3d.io.dicom_seg import SeriesHeaders
     from fastsam3d.server.dicomweb import DicomWeb
     from fastsam3d.server.monailabel_forms import Form
     from fastsam3d.server.monailabel_images import Image
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
 REAP_EVERY_S: Final = 5.0
 MAX_ID_CHARACTERS: Final = 200
-Output = Literal["image", "json", "all"]
+Output = Literal["image", "json", "all", "dicom_seg"]
 Text = Annotated[str, Query(max_length=MAX_ID_CHARACTERS)]
 
 
@@ -152,9 +155,7 @@ class Desk:
             await pacs.fetch_series(series_uid, folder)
             return await in_thread(load_series, folder, limit)
 
-    async def answer(
-        self, model: str, image: str, session_id: str, form: Form
-    ) -> tuple[Ask, Answer]:
+    async def answer(self, model: str, image: str, session_id: str, form: Form) -> Found:
         """Answer a request for a segmentation.
 
         Raises:
@@ -166,12 +167,46 @@ class Desk:
         mask = None if label is None else await in_thread(load_mask, label, limit)
         ask = read_ask(model, read_params(form.texts.get("params", "")), mask)
         if file is None or session_id or image:
-            return ask, await _predict((await self.find(image, session_id)).room, ask)
+            found = await self.find(image, session_id)
+            return Found(ask, await _predict(found.room, ask), found.opened.series)
         room = await self.shelf.borrow(await in_thread(load_volume, [file], limit))
         try:
-            return ask, await _predict(room, ask)
+            return Found(ask, await _predict(room, ask), None)
         finally:
             room.close()
+
+    async def write(self, found: Found, output: Output) -> Response | dict[str, Any]:
+        """Return an answer in the form that was asked for.
+
+        Raises:
+            ApiError: 422 ``no_series``: DICOM SEG of an image that is no series of a PACS.
+            VolumeWriteError: As `to_dicom_seg`.
+        """
+        told = describe(found.ask, found.answer)
+        if output == "json":
+            return told
+        # Clients keep files under these names, side by side.
+        name = f"mask-{secrets.token_hex(8)}"
+        if output == "dicom_seg":
+            if found.series is None:
+                message = "DICOM SEG refers to a series; ask for an image of the PACS."
+                raise ApiError(422, "no_series", message)
+            model = self.services.host.facts.name
+            content = await in_thread(to_dicom_seg, found.ask, found.answer, found.series, model)
+            return file_reply(f"{name}.dcm", content, "application/dicom")
+        content = await in_thread(to_file, found.answer, found.ask.form)
+        name += found.ask.form.extension
+        is_bare = output == "image"
+        return file_reply(name, content) if is_bare else multipart_reply(told, name, content)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was asked, what was found, and the series that it was found in, if it is one."""
+
+    ask: Ask
+    answer: Answer
+    series: SeriesHeaders | None
 
 
 def connect_pacs(settings: ServerSettings) -> DicomWeb | None:
@@ -284,14 +319,8 @@ def _add_infer_route(router: APIRouter, desk: Desk) -> None:
     ) -> Response | dict[str, Any]:
         """Segment: a label map and what is said about it."""
         async with read_form(request, max_files=2) as form:
-            ask, answer = await desk.answer(model, image, session_id, form)
-        if output == "json":
-            return describe(ask, answer)
-        content = await in_thread(to_file, answer, ask.form)
-        name = f"mask-{secrets.token_hex(8)}{ask.form.extension}"
-        if output == "image":
-            return file_reply(name, content)
-        return multipart_reply(describe(ask, answer), name, content)
+            found = await desk.answer(model, image, session_id, form)
+        return await desk.write(found, output)
 
 
 def _form(*files: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from starlette.datastructures import UploadFile
 
 from fastsam3d.io import read_mask, read_volume
+from fastsam3d.io.dicom_seg import SeriesHeaders
 from fastsam3d.io.streams import volume_limit
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.server.errors import ApiError
@@ -117,7 +118,7 @@ def load_series(folder: Path, max_bytes: int) -> Opened:
         FastSAM3DError: Its slices do not form one regular stack.
     """
     with volume_limit(max_bytes):
-        return Opened(volume=read_volume(folder))
+        return Opened(volume=read_volume(folder), series=SeriesHeaders.read(folder))
 
 
 def load_mask(file: UploadFile, max_bytes: int) -> MaskPrompt:

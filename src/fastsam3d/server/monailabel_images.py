@@ -14,7 +14,7 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastsam3d.server.errors import RETRY_LATER_S, ApiError
 from fastsam3d.server.leases import MAX_TOKEN_CHARACTERS, TOKEN_BYTES
@@ -23,6 +23,7 @@ from fastsam3d.server.room import Room
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from fastsam3d.io.dicom_seg import SeriesHeaders
     from fastsam3d.server.services import Services
     from fastsam3d.volume import Volume
 
@@ -33,11 +34,11 @@ class Opened:
 
     Attributes:
         volume: The volume.
-        series: Headers of its slices where it came from DICOM (see `io.dicom_seg`), else None.
+        series: Headers of its slices where it came from a PACS.
     """
 
     volume: Volume
-    series: Any = None
+    series: SeriesHeaders | None = None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 import numpy as np
 
 from fastsam3d.errors import PromptError
-from fastsam3d.io import write_volume
+from fastsam3d.io import Segment, write_volume
+from fastsam3d.io.dicom_seg import write_dicom_seg
 from fastsam3d.prompts import Box, Point, PromptSet
 from fastsam3d.prompts.plain import load_json
 from fastsam3d.server.errors import ApiError
+from fastsam3d.session.objects import colour_of
 from fastsam3d.volume import Volume
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fastsam3d.io.dicom_seg import SeriesHeaders
     from fastsam3d.prompts import MaskPrompt, Prompt
     from fastsam3d.segmenter import Prediction
     from fastsam3d.session import Session
@@ -194,6 +197,22 @@ def to_file(answer: Answer, form: Form) -> bytes:
         mask = answer.mask
         voxels = Volume(mask.array.astype(form.dtype), mask.geometry, source=mask.source)
         write_volume(voxels, path, is_compressed=form.is_compressed)
+        return path.read_bytes()
+
+
+def to_dicom_seg(ask: Ask, answer: Answer, series: SeriesHeaders, model: str) -> bytes:
+    """Return the objects as a DICOM SEG file; takes a while, so not for the event loop.
+
+    Raises:
+        VolumeWriteError: As `write_dicom_seg`.
+    """
+    segments = [
+        Segment(label=value, name=name, colour=colour_of(value))
+        for name, value in ask.values.items()
+    ]
+    with tempfile.TemporaryDirectory(prefix="fastsam3d-") as scratch:
+        path = Path(scratch) / "mask.dcm"
+        write_dicom_seg([answer.mask], segments, series, path, algorithm=f"fastsam3d {model}")
         return path.read_bytes()
 
 
