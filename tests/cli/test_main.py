@@ -12,6 +12,7 @@ from fastsam3d.cli.main import COMMANDS, main
 OPTIONS = {
     ("segment",): {
         "--box",
+        "--cache",
         "--device",
         "--engine",
         "--force",

@@ -22,12 +22,17 @@ AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
 
 @dataclass(frozen=True)
 class FakeResult:
+    volume: Volume
     mask: Mask
     predicted_quality: float = 0.875
     spacing_mm: float = 1.5
     encode_ms: float = 900.0
     click_ms: float = 80.0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def region_mask(self) -> np.ndarray:
+        return self.mask.array
 
 
 @dataclass
@@ -39,9 +44,13 @@ class FakeSession:
     asked: list[PromptSet] = field(default_factory=list)
     loaded: list[tuple[str, str, str]] = field(default_factory=list)
     volume: Volume | None = None
+    disk_cache: Path | None = None
 
-    def from_pretrained(self, name: str, *, device: str, engine: str) -> "FakeSession":
+    def from_pretrained(
+        self, name: str, *, device: str, engine: str, disk_cache: Path | None
+    ) -> "FakeSession":
         self.loaded.append((name, device, engine))
+        self.disk_cache = disk_cache
         return self
 
     def set_volume(self, volume: Volume) -> None:
@@ -54,7 +63,7 @@ class FakeSession:
             raise self.error
         array = np.zeros(SHAPE, dtype=np.uint8)
         array[8:12, 8:12, 8:13] = 1
-        return FakeResult(self.volume.new_mask(array), warnings=self.warnings)
+        return FakeResult(self.volume, self.volume.new_mask(array), warnings=self.warnings)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +118,16 @@ def test_all_prompts_arrive_in_one_request(
     assert [point.positive for point in asked.points] == [True, True, False]
     assert len(asked.boxes) == 1
     assert session.loaded == [("hr_b", "cpu", "auto")]
+
+
+def test_embeddings_are_kept_only_where_asked_to(
+    session: FakeSession, scan: Path, tmp_path: Path
+) -> None:
+    words = ["--point", "10,10,10", "--force", "-o", str(tmp_path / "m.nii.gz")]
+    assert run(scan, *words) == 0
+    assert session.disk_cache is None
+    assert run(scan, *words, "--cache", str(tmp_path / "kept")) == 0
+    assert session.disk_cache == tmp_path / "kept"
 
 
 def test_negative_millimetres_are_no_options(

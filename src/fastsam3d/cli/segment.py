@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastsam3d.prompts import PromptSet
     from fastsam3d.segmenter import Prediction
+    from fastsam3d.session import Session
     from fastsam3d.volume import Mask, Volume
 
 
@@ -37,11 +39,15 @@ class EngineOptions:
         model: Name of a model (see `fastsam3d models list`) or path of a .safetensors file.
         device: Where to compute; auto takes CUDA if there is any.
         engine: What runs the model; onnx needs the extra of that name, cuda_graph a GPU.
+        cache: A folder to keep what the encoder made of this image, so that the next prompt on it
+            is answered sooner. It is derived from the patient's image and stays until you delete
+            the folder.
     """
 
     model: str = "hr_s"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["auto", "torch", "onnx", "cuda_graph"] = "auto"
+    cache: Path | None = None
 
 
 @Parameter(name="*", group="Output")
@@ -108,14 +114,14 @@ def segment(
     """
     prompt_set = prompts.to_prompt_set()
     output.check(image)
-    with show_progress("Loading the engine") as progress:
-        from fastsam3d.io import read_volume, write_mask
-        from fastsam3d.session import Session
+    with show_progress(f"Reading {image.name}, loading model {engine.model}") as progress:
+        # Inflating a file and importing torch keep one core each busy.
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(_read, image)
+            session = _load(engine)
+            volume = reading.result()
+        from fastsam3d.io import write_mask
 
-        progress(f"Reading {image.name}")
-        volume = read_volume(image)
-        progress(f"Loading model {engine.model}")
-        session = Session.from_pretrained(engine.model, device=engine.device, engine=engine.engine)
         session.set_volume(volume)
         progress("Segmenting")
         result = session.predict(prompt_set)
@@ -126,18 +132,31 @@ def segment(
                 picture = _draw(volume, mask, prompt_set, title=image.name)
                 staged.enter_context(stage_picture(picture, output.preview))
             write_mask(mask, output.output)
-    report = build_report(result, mask, image=image, output=output, model=engine.model)
+    report = build_report(result, image=image, output=output, model=engine.model)
     print(json.dumps(report) if output.json else describe(report))
 
 
+def _read(image: Path) -> Volume:
+    from fastsam3d.io import read_volume
+
+    return read_volume(image)
+
+
+def _load(engine: EngineOptions) -> Session:
+    from fastsam3d.session import Session
+
+    return Session.from_pretrained(
+        engine.model, device=engine.device, engine=engine.engine, disk_cache=engine.cache
+    )
+
+
 def build_report(
-    result: Prediction, mask: Mask, *, image: Path, output: OutputOptions, model: str
+    result: Prediction, *, image: Path, output: OutputOptions, model: str
 ) -> dict[str, Any]:
     """Collect what a program wants to know about one segmentation.
 
     Args:
         result: What the session answered.
-        mask: The answer's mask.
         image: The volume that was read.
         output: Where the results went.
         model: Name or path of the weights.
@@ -145,16 +164,20 @@ def build_report(
     Returns:
         A mapping that JSON can hold; lengths in mm, times in ms, volume in ml.
     """
-    from fastsam3d.cli.preview import mask_volume_ml
+    import numpy as np
 
+    from fastsam3d.session.postprocess import voxel_ml
+
+    geometry = result.volume.geometry
+    voxels = int(np.count_nonzero(result.region_mask))
     return {
         "image": str(image),
         "mask": str(output.output),
         "preview": None if output.preview is None else str(output.preview),
         "model": model,
-        "voxels": int((mask.array > 0).sum()),
-        "volume_ml": round(mask_volume_ml(mask), 4),
-        "voxel_spacing_mm": [float(mm) for mm in mask.geometry.spacing],
+        "voxels": voxels,
+        "volume_ml": round(voxels * voxel_ml(geometry), 4),
+        "voxel_spacing_mm": [float(mm) for mm in geometry.spacing],
         "roi_spacing_mm": float(result.spacing_mm),
         "predicted_quality": float(result.predicted_quality),
         "encode_ms": float(result.encode_ms),
