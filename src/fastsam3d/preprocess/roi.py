@@ -129,6 +129,13 @@ def cut_roi(
     Raises:
         GeometryError: The array's shape is not the geometry's.
     """
+    return _cut(volume_IJK, geometry, roi, is_mask=False)
+
+
+def _cut(
+    volume_IJK: Tensor | NDArray[Any], geometry: Geometry, roi: Roi, *, is_mask: bool
+) -> tuple[Tensor, Tensor]:
+    """As `cut_roi`; of a mask, whether a voxel is not zero is resampled in place of its value."""
     if tuple(volume_IJK.shape) != geometry.shape:
         message = (
             f"Volume must have its geometry's shape {geometry.shape}, "
@@ -141,7 +148,7 @@ def cut_roi(
     for axis, source in enumerate(reorder.permutation):
         length = geometry.shape[source]
         stored[source] = taps[axis].mirrored(length) if reorder.flips[axis] else taps[axis]
-    tensor, stored = _as_tensor(volume_IJK, stored)
+    tensor, stored = _as_tensor(volume_IJK, stored, is_mask=is_mask)
     image = apply_taps(tensor, stored).permute(reorder.permutation).contiguous()
     inside = [torch.as_tensor(axis_taps.inside).to(image.device) for axis_taps in taps]
     valid = inside[0][:, None, None] & inside[1][:, None] & inside[2]
@@ -149,17 +156,19 @@ def cut_roi(
 
 
 def paste_logits(
-    logits_IJK: Tensor, geometry: Geometry, roi: Roi
+    logits_IJK: Tensor, geometry: Geometry, roi: Roi, *, start: tuple[int, int, int] = (0, 0, 0)
 ) -> tuple[Region, NDArray[np.uint8]]:
     """Turn ROI logits into a binary mask on the volume's own grid.
 
     Logits are interpolated linearly at the voxel centres and thresholded; voxels outside of the
-    ROI are background. Only the part of the ROI that can be foreground is computed.
+    logits are background. Only the part that can be foreground is computed.
 
     Args:
-        logits_IJK: Mask logits of the ROI, float, shape (size, size, size), any device.
+        logits_IJK: Mask logits, float, any shape (that of the ROI unless they reach beyond it),
+            any device.
         geometry: Grid of the volume, axes as stored.
-        roi: Where the logits belong.
+        roi: The grid of the logits.
+        start: ROI voxel of the first logit.
 
     Returns:
         The smallest computed region, inside the volume (empty without foreground), and the mask
@@ -175,10 +184,11 @@ def paste_logits(
         if not hits.size:
             return Region((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), np.uint8)
         # Interpolation reaches one ROI voxel beyond the outermost foreground, no further.
-        low, high = max(float(hits[0]) - 1, -0.5), min(float(hits[-1]) + 1, roi.size - 0.5)
-        start, stop = _voxels_between(low, high, axis, geometry, roi)
-        ranges.append((start, stop))
-        taps.append(linear_taps(_roi_positions(range(start, stop), axis, geometry, roi), roi.size))
+        length, first = logits_IJK.shape[axis], start[axis]
+        low, high = max(float(hits[0]) - 1, -0.5), min(float(hits[-1]) + 1, length - 0.5)
+        voxels = range(*_voxels_between(low + first, high + first, axis, geometry, roi))
+        ranges.append((voxels.start, voxels.stop))
+        taps.append(linear_taps(_roi_positions(voxels, axis, geometry, roi) - first, length))
     region = reorder.invert_region(_region(ranges)).clip(geometry.shape)
     if region.is_empty:
         return Region((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), np.uint8)
@@ -259,7 +269,7 @@ def mask_to_logits(mask_IJK: NDArray[Any], geometry: Geometry, roi: Roi, *, size
         float32, shape (size, size, size), between plus and minus `MASK_PROMPT_LOGIT` in
         proportion to how much of a logit's cube is foreground.
     """
-    share, valid = cut_roi((mask_IJK != 0).view(np.uint8), geometry, roi)
+    share, valid = _cut(mask_IJK, geometry, roi, is_mask=True)
     share = torch.where(valid, share, 0.0)
     step = roi.size // size
     if step > 1:
@@ -307,13 +317,15 @@ def _region(ranges: Sequence[tuple[int, int]]) -> Region:
 
 
 def _as_tensor(
-    volume_IJK: Tensor | NDArray[Any], taps: list[AxisTaps]
+    volume_IJK: Tensor | NDArray[Any], taps: list[AxisTaps], *, is_mask: bool
 ) -> tuple[Tensor, list[AxisTaps]]:
     """Return the box that the taps read as a tensor, and the taps for that box."""
     if not isinstance(volume_IJK, np.ndarray):
         return volume_IJK, taps
     spans = [axis_taps.span for axis_taps in taps]
     box = volume_IJK[tuple(slice(low, high) for low, high in spans)]
+    if is_mask:
+        box = (box != 0).view(np.uint8)
     # torch cannot alias negative strides and warns of read-only memory.
     if not box.flags.writeable or min(box.strides) < 0:
         box = box.copy(order="K")
