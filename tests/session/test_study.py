@@ -369,6 +369,25 @@ def test_locked_neighbours_become_negative_points_of_the_log() -> None:
     assert c not in {item.id for item in study.objects if item.is_locked}
 
 
+@pytest.mark.parametrize("owned", [False, True])
+def test_locked_voxels_become_negative_points_too_but_not_of_their_owner(*, owned: bool) -> None:
+    study = make_study(locked_negatives=2)
+    mine = study.add_object()
+    if owned:
+        other = study.add_object(prompts=[mask_of(A)])
+    study.lock_voxels(Region((2, 2, 2), (10, 10, 10)))
+    study.add(mine, Point.voxel((12, 12, 12)))
+    negative, positive = (entry.prompt for entry in study.log(mine).entries)
+    assert not negative.positive
+    assert positive.positive
+    assert A[tuple(map(int, negative.position))]
+    if owned:
+        study.undo_prompt(mine)
+        study.remove_prompt(other, 1)
+        study.add(other, Point.voxel((3, 3, 3)))
+        assert len(study.log(other)) == 1
+
+
 def test_colours_are_stable_and_far_apart() -> None:
     colours = [colour_of(n) for n in range(1, 13)]
     assert colours == [colour_of(n) for n in range(1, 13)]

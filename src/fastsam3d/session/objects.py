@@ -311,6 +311,18 @@ class StudyState:
         )
         return replace(self, objects=objects, locked_voxels=voxels)
 
+    def closed_to(self, object_id: int) -> list[ObjectMask]:
+        """Return what an object cannot have: locked objects, and locked voxels not its own.
+
+        Args:
+            object_id: Of an object that is there, or is to come.
+        """
+        closed = [o.pinned if o.held is None else o.held for o in self.objects if o.id != object_id]
+        unowned = self.locked_voxels
+        for item in self.objects:
+            unowned = unowned.difference(item.pinned)
+        return [mask for mask in (*closed, unowned) if not mask.is_empty]
+
     def label_map(self, shape: tuple[int, int, int]) -> NDArray[np.uint16]:
         """Return ids on the volume's grid, 0 where there is no object, shape (I, J, K).
 

@@ -47,7 +47,7 @@ class Study(StudyBase):
         volume: Not to be changed while the study uses it.
         overlap: Who owns a voxel that several objects claim, see `StudyState`.
         locked_negatives: Give the first prompt of an object so many negative points inside
-            locked objects nearby; they are part of its log.
+            locked objects and locked voxels nearby; they are part of its log.
         autosave: Write the study here after every change; see `save`.
 
     Example:
@@ -122,7 +122,7 @@ class Study(StudyBase):
         item = self.state.find_unlocked(object_id)
         _check_any(prompts)
         if not len(item.log):
-            prompts = (*self._neighbour_points(prompts[0]), *prompts)
+            prompts = (*self._neighbour_points(object_id, prompts[0]), *prompts)
         return self._with_log(item, item.log.add(*prompts))
 
     def set_prompts(self, object_id: int, *prompts: Prompt) -> Prediction:
@@ -207,7 +207,7 @@ class Study(StudyBase):
         object_id = self.state.next_id
         state, first = self.state.added(**fields), tuple(prompts)
         if first:
-            log = PromptLog().add(*self._neighbour_points(first[0]), *first)
+            log = PromptLog().add(*self._neighbour_points(object_id, first[0]), *first)
             state = state.with_object(self._answered(state.find(object_id), log)[0])
         self._commit(state)
         return object_id
@@ -425,9 +425,9 @@ class Study(StudyBase):
         item = self.state.find(object_id)
         return self._answer(item.log, item.channel)[1] is not None
 
-    def _neighbour_points(self, prompt: Prompt) -> tuple[Point, ...]:
-        locked = [o.held for o in self.objects if o.held is not None]
-        return negatives_near(prompt, locked, self._volume.geometry, limit=self.locked_negatives)
+    def _neighbour_points(self, object_id: int, prompt: Prompt) -> tuple[Point, ...]:
+        closed = self.state.closed_to(object_id)
+        return negatives_near(prompt, closed, self._volume.geometry, limit=self.locked_negatives)
 
     def _answer(self, log: PromptLog, channel: str) -> tuple[ObjectMask, Prediction | None]:
         if not len(log):
