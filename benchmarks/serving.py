@@ -1,0 +1,81 @@
+"""What the two benchmarks of the server share: a server in a process of its own, and records."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+@contextmanager
+def server(*words: str) -> Generator[tuple[str, int]]:
+    """Run ``fastsam3d serve`` on a free loopback port; gives its address and process id."""
+    command = [sys.executable, "-m", "fastsam3d", "serve", "--port", "0", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if " at " not in line:
+                raise RuntimeError(f"The server did not start: {line!r}")
+            yield line.split(" at ")[1].split()[0], process.pid
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process, in MiB (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def facts() -> dict[str, Any]:
+    """Return what a record of a run says about where it ran."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    # Where files lay says nothing about a run.
+    shown = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown]),
+        "commit": commit.stdout.strip(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "device": cpu_name(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """Return the name of the processor and what it can do that matters here."""
+    text = Path("/proc/cpuinfo").read_text()
+    name = next(
+        line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")
+    )
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_bf16") if f" {flag} " in text]
+    return f"{name} ({', '.join(flags)}), {os.cpu_count()} cores"
+
+
+def write(record: dict[str, Any], output: Path | None) -> None:
+    """Print a record, and keep it where asked to."""
+    text = json.dumps(record, indent=1)
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n")
