@@ -5,6 +5,7 @@ import io
 import httpx2 as httpx
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from fastsam3d.io import read_volume
@@ -371,3 +372,51 @@ def test_nothing_is_fetched_from_elsewhere(page):
         "performance.getEntriesByType('resource').map((entry) => new URL(entry.name).host)"
     )
     assert set(hosts) <= {page.evaluate("location.host")}
+
+
+def write_dicom(folder, description, uid, count=12):
+    """One axial series as a scanner stores it; the browser cannot show it by itself."""
+    folder.mkdir(exist_ok=True)
+    image = sitk.GetImageFromArray(np.asarray(phantom().array)[..., :count].T)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    tags = {"0020|000e": uid, "0008|103e": description, "0008|0060": "CT", "0020|0037": AXES}
+    for k in range(count):
+        piece = image[:, :, k]
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        piece.SetMetaData("0020|0032", f"0\\0\\{k}")
+        piece.SetMetaData("0020|0013", str(k + 1))
+        piece.SetMetaData("0008|0018", f"{uid}.{k + 1}")
+        writer.SetFileName(str(folder / f"{description}{k}.dcm"))
+        writer.Execute(piece)
+
+
+AXES = "1\\0\\0\\0\\1\\0"
+
+
+def test_a_dicom_folder_opens_and_asks_which_of_its_series(page, tmp_path):
+    folder = tmp_path / "study"
+    write_dicom(folder, "THIN", "1.2.826.0.1.3680043.2.1125.1")
+    write_dicom(folder, "THICK", "1.2.826.0.1.3680043.2.1125.2", count=8)
+    page.set_input_files("#folder-input", folder)
+    page.get_by_role("button", name="CT, THICK, 8 images").click()
+    until(page, READY)
+    assert state(page, "scan.shape") == [*SHAPE[:2], 8]
+    assert page.locator("#scan-name").text_content() == "study"
+    values = page.evaluate(f"{APP}.view.valueAt({APP}.view.fracOf([0, 44, 3]))")
+    assert values == AIR
+
+
+def test_a_scan_over_time_shows_its_first_volume_and_lets_choose(page, tmp_path):
+    path = tmp_path / "cine.nii.gz"
+    series = np.stack([np.full((9, 8, 7), 10 * time, np.int16) for time in range(3)], -1)
+    series[0] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(series.T, isVector=False), path)
+    open_scan(page, path)
+    assert page.evaluate(f"{APP}.view.valueAt([0.5, 0.5, 0.5])") == 0
+    page.evaluate(f"globalThis.former = {APP}.state.scan")
+    page.select_option("#time", "2")
+    until(page, f"{APP}.state.scan !== globalThis.former && {READY}")
+    assert page.evaluate(f"{APP}.view.valueAt([0.5, 0.5, 0.5])") == 20
+    assert state(page, "scan.time") == 2

@@ -122,11 +122,12 @@ export class Api extends EventTarget {
    * @param {File[]} files one file, or the files of a DICOM folder
    * @param {(fraction: number) => void} onProgress share of the bytes that have left
    * @param {AbortSignal} signal
-   * @param {number | null} time which volume of a series
+   * @param {{time?: number, series?: string}} part which volume in time, which DICOM series
    */
-  async sendVolume(files, onProgress, signal, time = null) {
+  async sendVolume(files, onProgress, signal, { time, series } = {}) {
     const query = new URLSearchParams();
-    if (time !== null) query.set("time", time);
+    if (time !== undefined) query.set("time", time);
+    if (series !== undefined) query.set("series_uid", series);
     let body = files[0];
     const isFolder = files.length > 1;
     if (isFolder) {

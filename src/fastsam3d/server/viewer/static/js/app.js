@@ -7,9 +7,9 @@
 
 import { Api } from "./api.js";
 import { byId } from "./dom.js";
-import { askForKey, clearToasts, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
+import { askForKey, choose, clearToasts, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
 import { isReadableHere, saveAs, titleOf } from "./files.js";
-import { explain, isFatal, isSilent } from "./messages.js";
+import { explain, isFatal, isSilent, questionIn } from "./messages.js";
 import { sameGrid } from "./mapping.js";
 import { presetsFor } from "./presets.js";
 import { drawnPrompt, pointPrompt } from "./prompts.js";
@@ -30,6 +30,7 @@ export class App {
     this.view = view;
     this.api = new Api(new URL("api/v1/", document.baseURI));
     this.files = [];
+    this.part = {};
     this.masks = new Map();
     this.upload = null;
     this.statisticsTimer = 0;
@@ -147,7 +148,7 @@ export class App {
     const { objects } = this.state.study;
     if (!(await this.connect()) || !this.files.length) return;
     const view = { crosshair: this.view.crosshair };
-    await this.open(this.files);
+    await this.open(this.files, this.part);
     if (this.state.phase !== "ready") return;
     for (const item of objects) await this.replay(item);
     this.view.crosshair = view.crosshair;
@@ -170,36 +171,55 @@ export class App {
   /**
    * Open a scan: shown at once where the browser can read it, while it travels to the server.
    * @param {File[]} files
-   * @param {number | null} time which volume of a series
+   * @param {{time?: number, times?: number, series?: string}} part of a series in time, which
+   *   volume of how many; of a folder, which DICOM series
    */
-  async open(files, time = null) {
+  async open(files, part = {}) {
     if (!files.length) return;
     this.upload?.abort();
     const upload = new AbortController();
     this.upload = upload;
     if (!this.api.lease && !(await this.connect())) return;
     this.files = files;
+    this.part = part;
     this.reset();
     this.store.set({ phase: "loading", scan: { name: titleOf(files) } });
-    const cancel = () => upload.abort();
     const onProgress = (fraction) => {
-      if (fraction < 1) showProgress("Sending the scan", fraction, cancel);
+      if (fraction < 1) showProgress("Sending the scan", fraction, () => upload.abort());
       else showProgress("Reading the scan");
     };
     onProgress(0);
-    const early = isReadableHere(files) ? this.view.show(files[0], time ?? 0).catch(() => null) : null;
+    const early = isReadableHere(files)
+      ? this.view.show(files[0], part.time ?? 0).catch(() => this.view.clear())
+      : this.view.clear();
     try {
-      const facts = await this.api.sendVolume(files, onProgress, upload.signal, time);
+      const facts = await this.api.sendVolume(files, onProgress, upload.signal, part);
       await early;
       await this.showAsServerReads(facts);
-      this.begin({ ...facts, name: titleOf(files), time });
+      this.begin({ ...facts, name: titleOf(files), ...part });
       hideProgress();
     } catch (error) {
-      this.reset();
-      this.view.clear();
+      await early;
+      await this.giveUp(error, files);
+    }
+  }
+
+  /** Ask what the server needs to know, or say why the files cannot be opened. */
+  async giveUp(error, files) {
+    this.reset();
+    this.view.clear();
+    this.store.set({ phase: "empty", scan: null });
+    const question = questionIn(error);
+    if (question?.times) {
+      await this.open(files, { time: 0, times: question.times });
+    } else if (question?.series) {
+      hideProgress();
+      const options = question.series.map(({ uid, label }) => ({ value: uid, label }));
+      const series = await choose("Which series?", options);
+      if (series) await this.open(files, { series });
+    } else {
       this.files = [];
-      this.store.set({ phase: "empty", scan: null });
-      this.fail(error, () => this.open(files, time));
+      this.fail(error, () => this.open(files));
     }
   }
 

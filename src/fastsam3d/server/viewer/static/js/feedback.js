@@ -79,6 +79,29 @@ export function showTrouble(error, ways) {
   if (!dialog.open) dialog.showModal();
 }
 
+/**
+ * Ask which of several things is meant.
+ * @param {{label: string, value: string}[]} options
+ * @returns {Promise<string | null>} null when the dialog was closed
+ */
+export function choose(title, options) {
+  const dialog = byId("choice-dialog");
+  byId("choice-title").textContent = title;
+  return new Promise((resolve) => {
+    let chosen = null;
+    const button = ({ label, value }) => {
+      const onclick = () => {
+        chosen = value;
+        dialog.close();
+      };
+      return element("button", { class: "button", onclick }, label);
+    };
+    byId("choice-options").replaceChildren(...options.map(button));
+    dialog.addEventListener("close", () => resolve(chosen), { once: true });
+    dialog.showModal();
+  });
+}
+
 /** Ask for the server's key; resolves with what was typed. */
 export function askForKey(wasRefused) {
   const dialog = byId("key-dialog");

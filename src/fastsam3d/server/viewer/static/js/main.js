@@ -142,7 +142,7 @@ function drawTimes(app, scan) {
   const names = Array.from({ length: times }, (_, n) => element("option", { value: n }, `${n + 1} of ${times}`));
   select.replaceChildren(...names);
   select.value = scan.time ?? 0;
-  select.onchange = () => app.open(app.files, Number(select.value));
+  select.onchange = () => app.open(app.files, { time: Number(select.value), times });
 }
 
 function short(value) {

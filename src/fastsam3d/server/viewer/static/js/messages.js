@@ -90,3 +90,20 @@ export function isFatal(error) {
   const code = SYNONYMS[error.code] ?? error.code;
   return way === "restart" || way === "key" || code === "offline" || code === "at_capacity";
 }
+
+const SERIES = /([\d.]{9,64}) \(([^()]*), (\d+) files\)/g;
+const TIMES = /choose a time point, time=0 to time=(\d+)/;
+
+/**
+ * What the server wants to be told before it can read the files.
+ * @returns {{series: {uid: string, label: string}[]} | {times: number} | null}
+ */
+export function questionIn({ message }) {
+  const times = TIMES.exec(message);
+  if (times) return { times: Number(times[1]) + 1 };
+  const series = [...message.matchAll(SERIES)].map(([, uid, about, count]) => ({
+    uid,
+    label: `${about}, ${count} images`,
+  }));
+  return series.length > 1 ? { series } : null;
+}

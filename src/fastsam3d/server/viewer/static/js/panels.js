@@ -183,6 +183,8 @@ function goTo(app, prompt) {
 
 // Candidates
 
+const CANDIDATE_NAMES = { part: "Part", answer: "Answer", whole: "Whole" };
+
 function drawCandidates(app, { candidates }) {
   byId("candidates-section").hidden = !candidates;
   if (!candidates) return;
@@ -196,7 +198,7 @@ function drawCandidates(app, { candidates }) {
           title: `Choose this one (Alt+${n + 1})`,
           onclick: () => app.chooseCandidate(n),
         },
-        `${n + 1}`,
+        CANDIDATE_NAMES[item.kind] ?? `${n + 1}`,
         element("small", {}, item.volume_ml === undefined ? "" : millilitres(item.volume_ml)),
       ),
     ),

@@ -9,8 +9,6 @@ export const PLANES = {
   sagittal: { title: "Sagittal", axis: 0, letters: ["A", "S", "P", "I"] },
 };
 
-export const PLANE_OF_SLICE_TYPE = ["axial", "coronal", "sagittal"];
-
 const GAP = 3;
 
 /**

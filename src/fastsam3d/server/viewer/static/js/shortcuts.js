@@ -11,7 +11,7 @@ const MOUSE = [
   ["Right drag", "window (with Click and Look)"],
   ["Wheel", "slices"],
   ["Ctrl + wheel", "zoom"],
-  ["Middle drag, Shift + drag", "pan"],
+  ["Shift + drag", "pan (or the middle button)"],
 ];
 const TOUCH = [
   ["Tap", "adds (or removes, as chosen)"],

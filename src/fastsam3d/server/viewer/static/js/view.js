@@ -18,12 +18,12 @@ import {
   rasToFrac,
   fileToRas,
 } from "./mapping.js";
-import { layoutTiles, PLANE_OF_SLICE_TYPE, PLANES, SLICE_TYPE } from "./planes.js";
+import { layoutTiles, PLANES, SLICE_TYPE } from "./planes.js";
 
 const { Niivue, NVImage } = globalThis.niivue;
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|software|basic render/i;
 const MAX_SLOTS = 255;
-const SCAN_OPACITY_IN_3D = { scan: 1, objects: 0.04 };
+const FADED_SCAN_OPACITY = 0.06;
 
 export class View extends EventTarget {
   constructor(stage, canvas) {
@@ -37,6 +37,7 @@ export class View extends EventTarget {
     this.with3d = true;
     this.tiles = [];
     this.masks = new Map();
+    this.colours = "";
     this.contentOf3d = "scan";
     this.frame = 0;
   }
@@ -67,18 +68,20 @@ export class View extends EventTarget {
     this.relayout();
   }
 
-  /** In 3-D the scan would hide the objects; so it can be faded there, and there alone. */
+  /** In 3-D the scan hides the objects; so it can be faded there, and there alone. */
   fadeScanIn3d() {
-    const drawImage3D = this.nv.drawImage3D.bind(this.nv);
-    this.nv.drawImage3D = (...parameters) => {
-      const [volume] = this.nv.volumes;
-      if (!volume) return drawImage3D(...parameters);
-      const { opacity } = volume;
-      volume.opacity = SCAN_OPACITY_IN_3D[this.contentOf3d];
+    const { nv } = this;
+    const drawImage3D = nv.drawImage3D.bind(nv);
+    nv.drawImage3D = (...parameters) => {
+      const { drawOpacity, renderShader, gl } = nv;
+      const isFaded = this.contentOf3d === "objects";
+      renderShader.use(gl);
+      gl.uniform1f(renderShader.uniforms.backOpacity, isFaded ? FADED_SCAN_OPACITY : 1);
+      if (isFaded) nv.drawOpacity = 1;
       try {
         return drawImage3D(...parameters);
       } finally {
-        volume.opacity = opacity;
+        nv.drawOpacity = drawOpacity;
       }
     };
   }
@@ -116,6 +119,7 @@ export class View extends EventTarget {
     this.grid = null;
     this.labels = null;
     this.masks.clear();
+    this.colours = "";
     this.draw();
   }
 
@@ -382,7 +386,10 @@ export class View extends EventTarget {
       }
     }
     this.masks = next;
-    this.colourSlots(shown);
+    const colours = shown.map(({ id, colour }) => [next.get(id).slot, colour]).join(";");
+    if (!dirty && colours === this.colours) return;
+    if (colours !== this.colours) this.colourSlots(shown);
+    this.colours = colours;
     if (dirty) this.repaint(dirty);
     this.draw();
   }
@@ -448,10 +455,6 @@ export class View extends EventTarget {
     const [nx, ny] = this.grid.rasShape;
     return this.labels[x + nx * (y + ny * z)];
   }
-}
-
-export function planeOf(axCorSag) {
-  return PLANE_OF_SLICE_TYPE[axCorSag] ?? "render";
 }
 
 function isFilled(box) {
