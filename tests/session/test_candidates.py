@@ -1,5 +1,6 @@
 """Candidates: what else a click may have meant, and a choice that is a prompt like any other."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsam3d.errors import PromptError, SessionStateError
-from fastsam3d.prompts import Box, Point, PromptLog, Scribble
+from fastsam3d.preprocess.roi import roi_region
+from fastsam3d.prompts import Box, MaskPrompt, Point, PromptLog, Scribble
 from fastsam3d.session import Study
-from fastsam3d.session.candidates import SAME_IOU
+from fastsam3d.session.candidates import SAME_IOU, find_candidates
 from tests.session.ambiguous_model import (
     BODY,
     CENTRE,
@@ -129,6 +131,25 @@ def test_what_was_painted_binds_every_candidate():
     found = session.candidates()
     assert len(found) > 1
     assert all(whole(candidate)[20, 20, 1:4].all() for candidate in found)
+
+
+def test_beyond_what_the_model_looked_at_candidates_are_the_answer():
+    session = nested_session()
+    session.add_point(CENTRE)
+    far = np.zeros(VOLUME.shape, np.uint8)
+    far[19:22, 19:22, :] = 1
+    session.add_mask(MaskPrompt(far, VOLUME.geometry).as_answer())
+    look = session._look_back()
+    small = replace(look, roi=replace(look.roi, spacing_mm=0.5))
+    seen = roi_region(VOLUME.geometry, small.roi)
+    found = find_candidates(small)
+    assert len(found) > 1
+    for candidate in found:
+        beyond = whole(candidate)
+        beyond[seen.slices] = False
+        expected = far > 0
+        expected[seen.slices] = False
+        np.testing.assert_array_equal(beyond, expected)
 
 
 def test_masks_that_hold_no_click_are_not_offered():

@@ -6,8 +6,10 @@ one of the three is nearly the settled mask, one is smaller (a part) and one is 
 that it belongs to), at first clicks and later ones alike. So the candidates are the answer and
 those of the three that differ from it; they cost one more decoding and nothing is encoded again.
 
-Candidates are ordered by predicted quality. The model rates its settled mask highest nearly
-always, so the order says little about which one the user meant: show all three.
+Candidates are ordered by predicted quality. On development cases the model always rated its settled
+mask highest (benchmarks/uncertainty.json), so the order does not say which one the user meant: show
+all of them. They differ where the model looked at the newest prompt; beyond, where an object is
+larger than that, they are the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from fastsam3d.preprocess.roi import paste_logits
+from fastsam3d.preprocess.roi import paste_logits, roi_region
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.session import scale
 from fastsam3d.session.evidence import apply_evidence
@@ -81,7 +83,7 @@ def find_candidates(look: LookBack) -> tuple[Candidate, ...]:
         look.encoded, look.prompts, mask_logits_SSS=look.fed_logits
     )
     for one in sorted(decoded, key=lambda mask: -mask.quality):
-        mask = _mask_of(look, one)
+        mask = _mask_of(look, one, answer)
         is_other = all(_iou(mask, known.mask) <= SAME_IOU for known in kept)
         if is_other and _holds_a_click(look, mask):
             kept.append(_candidate(look, mask, one.quality, answer))
@@ -101,11 +103,14 @@ def _candidate(look: LookBack, mask: ObjectMask, quality: float, answer: ObjectM
     )
 
 
-def _mask_of(look: LookBack, decoded: DecodedMask) -> ObjectMask:
+def _mask_of(look: LookBack, decoded: DecodedMask, answer: ObjectMask) -> ObjectMask:
     """Return a mask as a round would have answered it."""
     logits = scale.clicked_parts(decoded.logits, look.clicks)
     region, part = paste_logits(logits, look.geometry, look.roi)
-    return ObjectMask.cropped(*apply_evidence(region, part, look.state.prompts, look.geometry))
+    painted = apply_evidence(region, part, look.state.prompts, look.geometry)
+    looked_at = roi_region(look.geometry, look.roi)
+    box = ObjectMask(looked_at, np.ones(looked_at.shape, np.bool_))
+    return ObjectMask.cropped(*painted).union(answer.difference(box))
 
 
 def _holds_a_click(look: LookBack, mask: ObjectMask) -> bool:

@@ -57,7 +57,7 @@ class UncertaintyMap:
     Attributes:
         geometry: Grid of the volume.
         region: Box of the volume; outside of it the probability is below one percent, or the
-            model did not look there. Empty where nothing is likely.
+            model did not look there at the newest prompt. Empty where nothing is likely.
         probability: float32 from 0 to 1, shape `region.shape`, read-only.
         stability: Mean IoU of the samples' masks and of the mask that they agree on; 1 where
             moving the prompts changes nothing.
@@ -189,7 +189,7 @@ def _map_of(
     if not region.is_empty:
         # Logits are interpolated, as for masks, so that one half lies on the mask's own surface.
         logits = paste_values(torch.logit(mean_IJK, eps=1e-6), geometry, roi, region)
-        probability = 1 / (1 + np.exp(-logits))
+        probability = (1 / (1 + np.exp(-logits))).astype(np.float32)
     probability.setflags(write=False)
     return UncertaintyMap(
         geometry=geometry,
