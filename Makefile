@@ -54,5 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[demo,hub,onnx,server,client,train,eval,dev]"
+	$(PIP) --editable ".[demo,hub,onnx,server,client,dicom,train,eval,dev]"
+	# For its client alone (tests drive it); all that its server depends on is not needed.
+	$(PIP) --no-deps monailabel
 	@touch $@
