@@ -9,6 +9,7 @@ import pytest
 from fastsam3d.io import read_volume, write_volume
 from fastsam3d.prompts import Point, PromptSet
 from fastsam3d.session import Session
+from tests.server.conftest import run_live, toy_app
 from tests.session.phantoms import fake_predictor
 
 with warnings.catch_warnings():
@@ -76,6 +77,21 @@ def test_it_segments_several_labels_at_once(server, image):
     assert labels[30, 30, 30] == told["label_names"]["liver"]
     assert labels[10, 10, 10] == told["label_names"]["spleen"]
     server.remove_session(session_id)
+
+
+def test_it_keeps_images_and_labels(image, phantom, tmp_path):
+    app = toy_app(port=0, datastore_dir=tmp_path / "kept")
+    for live in run_live(app):
+        server = monailabel.MONAILabelClient(live.url, tmpdir=str(tmp_path))
+        assert server.upload_image(str(image), "ct") == {"image": "ct"}
+        assert server.next_sample("first", {})["id"] == "ct"
+        label, _ = server.infer("fastsam3d", "ct", {"foreground": [[30, 30, 30]]})
+        assert server.save_label("ct", label, tag="final")["image"] == "ct"
+        assert list(server.datastore()["objects"]["ct"]["labels"]) == ["final"]
+        assert server.next_sample("first", {}) == {}
+        again = read_volume(server.download_label("ct", "final"))
+        np.testing.assert_array_equal(again.array, read_volume(label).array)
+        assert again.shape == phantom.shape
 
 
 def test_it_tells_errors_as_such(server, image):

@@ -18,7 +18,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 import fastsam3d
 from fastsam3d.errors import ConfigError
-from fastsam3d.server import ohif
+from fastsam3d.io import read_volume
+from fastsam3d.server import monailabel_datastore, ohif
 from fastsam3d.server.errors import ApiError
 from fastsam3d.server.monailabel_forms import (
     file_reply,
@@ -40,6 +41,7 @@ from fastsam3d.server.monailabel_infer import (
     to_dicom_seg,
     to_file,
 )
+from fastsam3d.server.monailabel_store import Datastore
 from fastsam3d.server.room import in_thread
 
 if TYPE_CHECKING:
@@ -79,9 +81,10 @@ def create_router(services: Services) -> APIRouter:
 
     router = APIRouter(tags=["monailabel"], lifespan=lifespan)
     _add_info_routes(router, desk)
-    _add_training_routes(router)
+    _add_training_routes(router, desk)
     _add_session_routes(router, desk)
     _add_infer_route(router, desk)
+    router.include_router(monailabel_datastore.create_router(desk))
     page = services.settings.ohif_dir
     if page is not None:
         if desk.pacs is None:
@@ -102,6 +105,8 @@ class Desk:
         self.services = services
         self.shelf = ImageShelf(services)
         self.pacs = connect_pacs(services.settings)
+        folder = services.settings.datastore_dir
+        self.store = None if folder is None else Datastore(folder)
 
     def info(self) -> dict[str, Any]:
         """Return what clients build their panels from."""
@@ -142,10 +147,16 @@ class Desk:
         """
         if session_id:
             return self.shelf.upload(session_id)
+        if self.store is not None and await in_thread(self.store.has_image, image):
+            return await self.shelf.kept(image, lambda: self._load(image))
         if self.pacs is not None:
             return await self.shelf.kept(image, lambda: self._fetch(image))
         message = "The server has no image of that name; upload it, see docs/server.md."
         raise ApiError(404, "image_not_found", message)
+
+    async def _load(self, image: str) -> Opened:
+        path = cast("Datastore", self.store).image_path(image)
+        return Opened(volume=await in_thread(read_volume, path))
 
     async def _fetch(self, series_uid: str) -> Opened:
         pacs = cast("DicomWeb", self.pacs)
@@ -243,7 +254,8 @@ def _add_info_routes(router: APIRouter, desk: Desk) -> None:
     @router.get("/info/")
     async def info() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """Models, labels and notices."""
-        return desk.info()
+        kept = {} if desk.store is None else {"datastore": await in_thread(desk.store.status)}
+        return desk.info() | kept
 
     @router.get("/auth/")
     async def auth() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
@@ -251,7 +263,7 @@ def _add_info_routes(router: APIRouter, desk: Desk) -> None:
         return {"enabled": False}
 
 
-def _add_training_routes(router: APIRouter) -> None:
+def _add_training_routes(router: APIRouter, desk: Desk) -> None:
     @router.get("/train/")
     async def train_status() -> None:  # pyright: ignore[reportUnusedFunction]
         """Say that nothing is being trained, which the protocol does by 404."""
@@ -261,8 +273,11 @@ def _add_training_routes(router: APIRouter) -> None:
     async def next_sample(  # pyright: ignore[reportUnusedFunction]
         strategy: str,  # noqa: ARG001 - there is none to choose
     ) -> dict[str, Any]:
-        """Propose no image, which the protocol does by an empty reply."""
-        return {}
+        """Propose the first image without a final label; an empty reply says that there is none."""
+        if desk.store is None:
+            return {}
+        image = await in_thread(desk.store.next_unlabelled)
+        return {} if image is None else {"id": image, "name": image, "path": "", "weight": 1}
 
 
 def _add_session_routes(router: APIRouter, desk: Desk) -> None:
