@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from fastsam3d.errors import GeometryError, VolumeReadError
 from fastsam3d.io import read_volume
-from fastsam3d.io.streams import sniff, volume_limit
+from fastsam3d.io.streams import is_gzip, sniff, volume_limit
 from fastsam3d.server.errors import ApiError
 from fastsam3d.server.room import in_thread
 
@@ -201,8 +201,7 @@ def _placed_pair(header: Path, data: Path, suffix: str) -> Path:
     if len(text) > _HEADER_BYTES or not _DATA_LINE.search(text):
         message = "The header is too long or names no data file; send .mhd with .raw, or one .mha."
         raise VolumeReadError(message)
-    is_compressed = data.open("rb").read(2) == b"\x1f\x8b"
-    placed = data.rename(data.with_name("data.raw.gz" if is_compressed else "data.raw"))
+    placed = data.rename(data.with_name("data.raw.gz" if is_gzip(data) else "data.raw"))
     found = header.with_name("volume" + suffix)
     found.write_bytes(_DATA_LINE.sub(rb"\g<1>" + placed.name.encode(), text, count=1))
     return found
