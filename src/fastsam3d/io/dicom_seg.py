@@ -37,6 +37,19 @@ UNKNOWN: Final = Terminology(Code("SCT", "85756007", "Tissue"), Code("SCT", "857
 """What an object without codes is said to be, as 3D Slicer does."""
 
 
+@dataclass(frozen=True)
+class Algorithm:
+    """What made a segmentation, together with the user.
+
+    Attributes:
+        name: Such as that of the weights.
+        version: Of the program.
+    """
+
+    name: str = "fastsam3d"
+    version: str = "unknown"
+
+
 @dataclass(frozen=True, eq=False)
 class SeriesHeaders:
     """What a segmentation must repeat of its series.
@@ -63,7 +76,7 @@ def write_dicom_seg(
     series: SeriesHeaders,
     path: str | PathLike[str],
     *,
-    algorithm: str = "fastsam3d",
+    algorithm: Algorithm | None = None,
 ) -> None:
     """Write objects as one DICOM SEG file.
 
@@ -72,7 +85,7 @@ def write_dicom_seg(
         segments: What the labels mean; all are written, in this order.
         series: Of the volume that was segmented.
         path: File to write; replaced if it exists.
-        algorithm: Name of what segmented, such as that of the weights.
+        algorithm: What segmented.
 
     Raises:
         VolumeWriteError: Nothing is segmented, the label maps are not on the grid of the series,
@@ -89,7 +102,7 @@ def write_dicom_seg(
         raise VolumeWriteError(message)
     slices = slice(used[0], used[-1] + 1)
     try:
-        made = _make(layers, segments, series, slices, algorithm)
+        made = _make(layers, segments, series, slices, algorithm or Algorithm())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"Headers of the series lack what DICOM requires ({error}); export it again."
         raise VolumeWriteError(message) from error
@@ -109,10 +122,8 @@ def _make(
     segments: Sequence[Segment],
     series: SeriesHeaders,
     slices: slice,
-    algorithm: str,
+    algorithm: Algorithm,
 ) -> Any:
-    import fastsam3d  # noqa: PLC0415 - for its version; the package imports this module late
-
     hd: Any = _highdicom()
     descriptions = [_describe(hd, n, s, algorithm) for n, s in enumerate(segments, 1)]
     # Slices first, then rows and columns, as DICOM has them; one channel a segment.
@@ -128,17 +139,15 @@ def _make(
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="fastsam3d",
-        manufacturer_model_name=algorithm,
-        software_versions=fastsam3d.__version__,
+        manufacturer_model_name=algorithm.name,
+        software_versions=algorithm.version,
         device_serial_number="0",
         content_label="FASTSAM3D",
         series_description="Segmentation by fastsam3d",
     )
 
 
-def _describe(hd: Any, number: int, segment: Segment, algorithm: str) -> Any:
-    import fastsam3d  # noqa: PLC0415 - as above
-
+def _describe(hd: Any, number: int, segment: Segment, algorithm: Algorithm) -> Any:
     known = segment.terminology or UNKNOWN
     family = hd.sr.CodedConcept("123109", "DCM", "Artificial Intelligence")
     return hd.seg.SegmentDescription(
@@ -149,7 +158,7 @@ def _describe(hd: Any, number: int, segment: Segment, algorithm: str) -> Any:
         segmented_property_type=_concept(hd, known.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=algorithm, family=family, version=fastsam3d.__version__
+            name=algorithm.name, family=family, version=algorithm.version
         ),
         tracking_id=f"fastsam3d segment {segment.label}",
         tracking_uid=hd.UID(),

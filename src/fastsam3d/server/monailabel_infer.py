@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 import numpy as np
 
+import fastsam3d
 from fastsam3d.errors import PromptError
 from fastsam3d.io import Segment, write_volume
-from fastsam3d.io.dicom_seg import write_dicom_seg
+from fastsam3d.io.dicom_seg import Algorithm, write_dicom_seg
 from fastsam3d.prompts import Box, Point, PromptSet
 from fastsam3d.prompts.plain import load_json
 from fastsam3d.server.errors import ApiError
@@ -212,7 +213,8 @@ def to_dicom_seg(ask: Ask, answer: Answer, series: SeriesHeaders, model: str) ->
     ]
     with tempfile.TemporaryDirectory(prefix="fastsam3d-") as scratch:
         path = Path(scratch) / "mask.dcm"
-        write_dicom_seg([answer.mask], segments, series, path, algorithm=f"fastsam3d {model}")
+        maker = Algorithm(f"fastsam3d {model}", fastsam3d.__version__)
+        write_dicom_seg([answer.mask], segments, series, path, algorithm=maker)
         return path.read_bytes()
 
 
