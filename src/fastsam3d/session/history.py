@@ -16,9 +16,26 @@ if TYPE_CHECKING:
 
     from fastsam3d.preprocess.roi import Roi
     from fastsam3d.segmenter import Prediction
+    from fastsam3d.session.mosaic import Mosaic
 
 DEFAULT_STATE_BYTES: Final = 512 * 2**20
 """About sixty rounds of a model with logits of 128^3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundHint:
+    """What a round is to know beside its prompts, where one prompt is played as several points.
+
+    Attributes:
+        spent_ms: Estimated work that the prompt has taken already.
+        extent_mm: How large the object is where it was drawn; None where nobody said.
+    """
+
+    spent_ms: float = 0.0
+    extent_mm: float | None = None
+
+
+NO_HINT: Final = RoundHint()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,6 +49,8 @@ class RoundState:
         prompt_logits: The mask that the next round is fed; None where there is none.
         seen: The points, boxes and masks that the model was given for the prompts.
         channel: What of the volume the model saw.
+        mosaic: All that was seen, where one ROI was not enough; `roi` is then one of its tiles.
+        work_ms: Estimated work of the round, see `budget`.
     """
 
     prompts: PromptSet
@@ -40,12 +59,15 @@ class RoundState:
     prompt_logits: Tensor | None = None
     seen: PromptSet = field(default_factory=PromptSet)
     channel: str = "all"
+    mosaic: Mosaic | None = None
+    work_ms: float = 0.0
 
     @property
     def num_bytes(self) -> int:
         """Memory held by the mask and the logits."""
         logits = self.prompt_logits
         held = 0 if logits is None else logits.numel() * logits.element_size()
+        held += 0 if self.mosaic is None else self.mosaic.num_bytes
         return held + self.prediction.region_mask.nbytes
 
 

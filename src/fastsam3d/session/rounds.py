@@ -19,13 +19,15 @@ from fastsam3d.preprocess.roi import (
     paste_logits,
     resample_logits,
     roi_region,
+    roi_to_voxel,
     voxel_to_roi,
 )
-from fastsam3d.prompts import Box, MaskPrompt, PromptSet
+from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
-from fastsam3d.session.history import RoundState
+from fastsam3d.session.history import NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
+from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastsam3d.session.cache import EmbeddingCache
-    from fastsam3d.session.predictor import DecodedMask, EncodedRoi, Predictor
+    from fastsam3d.session.predictor import DecodedMask, EncodedRoi, Predictor, RoiPrompts
     from fastsam3d.session.scale import MaskExtent, ScalePolicy
-    from fastsam3d.volume import Volume
+    from fastsam3d.volume import Geometry, Volume
 
 EMPTY_WARNING = (
     "The model found nothing at the prompts; add a positive point inside the object or a box."
@@ -45,6 +47,10 @@ EMPTY_WARNING = (
 BLANK_WARNING = "The volume is constant around the prompts, so nothing can be found there."
 NEGATIVE_WARNING = "A negative point selects nothing by itself; add a positive point or a box."
 EMPTY_MASK_WARNING = "The mask prompt marks no voxel and was ignored."
+BUDGET_WARNING = (
+    "The budget of {:.0f} ms was spent before everything was looked at; give the next prompt where "
+    "the mask is still wrong, or raise the budget."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +78,9 @@ class Answer:
         region: Box of the volume with all foreground.
         mask: The mask in it.
         quality: Predicted quality.
-        roi: What the model saw.
+        roi: What the model saw at the newest prompt.
         logits: What the next round is fed.
+        mosaic: All that was seen, where one ROI was not enough.
     """
 
     region: Region = EMPTY_REGION
@@ -81,6 +88,7 @@ class Answer:
     quality: float = 0.0
     roi: Roi | None = None
     logits: Tensor | None = None
+    mosaic: Mosaic | None = None
 
 
 @dataclass
@@ -94,6 +102,7 @@ class Round:
         volume: What is segmented.
         volume_id: Its key in the cache.
         given: All points, boxes and masks so far, the new one last.
+        hint: What is known beside them.
     """
 
     predictor: Predictor
@@ -102,7 +111,10 @@ class Round:
     volume: Volume
     volume_id: int
     given: PromptSet
+    hint: RoundHint = NO_HINT
     _warnings: list[str] = field(default_factory=list[str])
+    _work_ms: float = field(default=0.0, init=False)
+    _looked_at: set[Roi] = field(default_factory=set["Roi"], init=False)
 
     def __post_init__(self) -> None:
         """Bring the prompts into the frame of the volume."""
@@ -119,9 +131,12 @@ class Round:
             CheckpointError: The model returned logits that are not finite.
         """
         started = time.perf_counter()
+        self._looked_at = _looked_at(before, self.volume.geometry)
         answer = self._answer(before)
         answer.mask.setflags(write=False)
         roi = EMPTY_REGION if answer.roi is None else roi_region(self.volume.geometry, answer.roi)
+        if answer.mosaic is not None:
+            roi = answer.mosaic.region(self.volume.geometry)
         earlier = EMPTY_REGION if before is None else before.prediction.region
         elapsed = time.perf_counter() - started
         prediction = Prediction(
@@ -141,6 +156,8 @@ class Round:
             prediction=prediction,
             roi=answer.roi,
             prompt_logits=answer.logits,
+            mosaic=answer.mosaic,
+            work_ms=self._work_ms,
         )
 
     @property
@@ -161,9 +178,11 @@ class Round:
             return self._answer_mask(newest, before)
         if before is None or before.roi is None:
             look = self._first_look()
-        else:
-            look = self._next_look(before, before.roi, newest)
-        return Answer() if look is None else self._paste(look)
+            return Answer() if look is None else self._finish(look)
+        known = self._known_mosaic(before, before.roi, newest)
+        if known is not None and isinstance(newest, Point):
+            return self._look_in_mosaic(known, newest)
+        return self._finish(self._next_look(before, before.roi, newest))
 
     def _first_look(self) -> Look | None:
         """Look for an object that no prompt has placed yet."""
@@ -172,12 +191,15 @@ class Round:
             rois: Sequence[Roi] = [self._box_roi(self._prompts.boxes[-1])]
         elif len(positives):
             rois = scale.candidate_rois(
-                self.policy, self.volume.geometry, positives[-1], size=self._size
+                scale.policy_for_extent(self.policy, self.hint.extent_mm, size=self._size),
+                self.volume.geometry,
+                positives[-1],
+                size=self._size,
             )
         else:
             self._warnings.append(NEGATIVE_WARNING)
             return None
-        encoded = self._encoder.encode(rois)
+        encoded = self._encode(rois)
         seen = [(roi, one) for roi, one in zip(rois, encoded, strict=True) if not one.is_blank]
         if not seen:
             self._warnings.append(BLANK_WARNING)
@@ -193,7 +215,7 @@ class Round:
         mask = before.prompt_logits
         if mask is not None and target != roi:
             mask = resample_logits(mask, self.volume.geometry, roi, target)
-        look = self._look(target, self._encoder.encode([target])[0], mask)
+        look = self._look(target, self._encode([target])[0], mask)
         return self._grow(self._refine_often(look, self.policy.max_later_refinements))
 
     def _roi_with_all_prompts(self, roi: Roi, newest: object) -> Roi:
@@ -221,7 +243,10 @@ class Round:
         spacing = scale.refined_spacing(self.policy, geometry, look.roi, look.extent)
         if spacing is None:
             return None
-        again = self._look_from(look, Roi(look.roi.centre_voxel, spacing, look.roi.size))
+        target = Roi(look.roi.centre_voxel, spacing, look.roi.size)
+        if not self._affords(target):
+            return None
+        again = self._look_from(look, target)
         is_kept = scale.is_refinement_kept(
             self.policy,
             (look.score, look.roi.spacing_mm, look.extent),
@@ -230,37 +255,137 @@ class Round:
         return again if is_kept else None
 
     def _grow(self, look: Look) -> Look:
-        """Make the ROI larger while it cuts the mask off."""
+        """Make the ROI larger while it cuts the mask off on more sides than tiles can follow."""
+        fewest = self.policy.max_cut_faces if self.policy.max_tiles else 0
         for _ in range(self.policy.max_growths):
-            if not look.extent.num_cut_faces:
+            if look.extent.num_cut_faces <= fewest:
                 break
             points = voxel_to_roi(self._positives(), self.volume.geometry, look.roi)
             roi = scale.grown_roi(self.policy, self.volume.geometry, look.roi, look.extent, points)
-            if roi is None:
+            if roi is None or not self._affords(roi):
                 break
             grown = self._look_from(look, roi)
             if grown.score < look.score - self.policy.score_tolerance:
                 break
             look = grown
-        if look.extent.num_cut_faces:
+        return look
+
+    # Objects longer than an ROI
+
+    def _known_mosaic(self, before: RoundState, roi: Roi, newest: object) -> Mosaic | None:
+        """Return what a point goes on from where one ROI is, or will be, not enough."""
+        if before.mosaic is not None or not isinstance(newest, Point) or not newest.positive:
+            return before.mosaic
+        if not self.policy.max_tiles or before.prompt_logits is None:
+            return None
+        most = roi.spacing_mm * self.policy.growth**self.policy.max_growths
+        if self._roi_with_all_prompts(roi, newest).spacing_mm <= most:
+            return None
+        known = Mosaic.of(roi, before.prompt_logits, before.prediction.predicted_quality)
+        return known.with_clicked_parts(self._clicks_in(known))
+
+    def _look_in_mosaic(self, known: Mosaic, newest: Point) -> Answer:
+        """Look again at the tile in whose middle the newest point is, or at a tile around it."""
+        at = voxel_to_roi(
+            newest.to_voxel(self.volume.geometry).position, self.volume.geometry, known.anchor
+        )
+        number, distance = known.nearest(at)
+        origin = known.origins[number]
+        if distance > 1 and newest.positive:
+            origin = _origin_around(np.rint(at).astype(int), self._size)
+            if not known.fits(origin):
+                origin = known.origins[number]
+        look = self._look_at_tile(known, origin, None)
+        mosaic = known.with_tile(origin, look.decoded.logits, look.decoded.quality)
+        return self._finish(look, mosaic.with_clicked_parts(self._clicks_in(mosaic)))
+
+    def _look_at_tile(
+        self, known: Mosaic, origin: tuple[int, int, int], seed: tuple[int, int, int] | None
+    ) -> Look:
+        """Decode one tile, given the mask so far and a point of it where the user gave none."""
+        geometry = self.volume.geometry
+        roi = known.roi(origin, geometry)
+        mask = known.cut(origin, self.predictor.logits_size)
+        prompts = self._prompts
+        if seed is None and not _has_positive(prompts_in_roi(prompts, geometry, roi)):
+            middle = tuple(first + self._size // 2 for first in origin)
+            is_known = mask[(mask.shape[0] // 2,) * 3] > 0
+            seed = (middle[0], middle[1], middle[2]) if bool(is_known) else None
+        if seed is not None:
+            voxel = roi_to_voxel(np.array(seed, float), geometry, known.anchor)
+            prompts = PromptSet((Point.voxel(voxel.tolist()), *prompts.prompts))
+        return self._look(roi, self._encode([roi])[0], mask, prompts=prompts)
+
+    def _finish(self, look: Look, mosaic: Mosaic | None = None) -> Answer:
+        """Add tiles while the mask is cut off, and paste what came out."""
+        if mosaic is None:
+            mosaic = Mosaic.of(look.roi, look.decoded.logits, look.decoded.quality)
+        geometry, contact = self.volume.geometry, self.policy.tile_contact
+        seed = mosaic.next_seed(geometry, contact)
+        for _ in range(self.policy.max_tiles):
+            if seed is None:
+                break
+            origin = _origin_around(np.array(seed), self._size)
+            roi = mosaic.roi(origin, geometry)
+            if not mosaic.fits(origin) or not self._affords(roi):
+                break
+            found = self._look_at_tile(mosaic, origin, seed)
+            mosaic = mosaic.with_tile(origin, found.decoded.logits, found.decoded.quality)
+            mosaic = mosaic.with_clicked_parts(self._clicks_in(mosaic))
+            seed = mosaic.next_seed(geometry, contact)
+        if seed is not None:
             self._warnings.append(
                 f"The mask runs into the border of the {look.roi.side_mm:.0f} mm cube that the "
                 "model saw and may be cut off there; add a point near the missing part."
             )
-        return look
+        return self._paste(look, mosaic)
+
+    def _clicks_in(self, mosaic: Mosaic) -> NDArray[np.float64]:
+        """Return the positive clicks that some tile holds, lattice coordinates, (N, 3)."""
+        points = voxel_to_roi(self._positives(), self.volume.geometry, mosaic.anchor)
+        is_inside = [mosaic.nearest(point)[1] <= 1 for point in points]
+        return points[np.array(is_inside, np.bool_)]
+
+    # Work
+
+    def _encode(self, rois: Sequence[Roi]) -> list[EncodedRoi]:
+        self._work_ms += self.policy.encode_ms * len(set(rois) - self._looked_at)
+        self._looked_at.update(rois)
+        return self._encoder.encode(rois)
+
+    def _affords(self, roi: Roi) -> bool:
+        """Whether the budget has room for another look; says so if not."""
+        price = self.policy.click_ms
+        price += 0.0 if roi in self._looked_at else self.policy.encode_ms
+        if not self.policy.budget_ms or (
+            self.hint.spent_ms + self._work_ms + price <= self.policy.budget_ms
+        ):
+            return True
+        warning = BUDGET_WARNING.format(self.policy.budget_ms)
+        if warning not in self._warnings:
+            self._warnings.append(warning)
+        return False
 
     def _look_from(self, look: Look, roi: Roi) -> Look:
         """Look at another ROI, taking the mask along."""
         mask = look.decoded.prompt_logits
         carried = resample_logits(mask, self.volume.geometry, look.roi, roi)
-        return self._look(roi, self._encoder.encode([roi])[0], carried)
+        return self._look(roi, self._encode([roi])[0], carried)
 
     def _look(
-        self, roi: Roi, encoded: EncodedRoi, mask: Tensor | None, *, multimask: bool = False
+        self,
+        roi: Roi,
+        encoded: EncodedRoi,
+        mask: Tensor | None,
+        *,
+        multimask: bool = False,
+        prompts: PromptSet | None = None,
     ) -> Look:
-        prompts = prompts_in_roi(self._prompts, self.volume.geometry, roi)
-        decoded = self.predictor.decode(encoded, prompts, mask_logits_SSS=mask, multimask=multimask)
-        clicks = prompts.points[prompts.is_positive]
+        self._work_ms += self.policy.click_ms
+        given = self._prompts if prompts is None else prompts
+        seen = prompts_in_roi(given, self.volume.geometry, roi)
+        decoded = self.predictor.decode(encoded, seen, mask_logits_SSS=mask, multimask=multimask)
+        clicks = seen.points[seen.is_positive]
         decoded = replace(decoded, logits=scale.clicked_parts(decoded.logits, clicks))
         extent = scale.measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
         return Look(roi, decoded, extent, scale.score(self.policy, decoded.quality, extent))
@@ -280,21 +405,24 @@ class Round:
         logits = logits.to(self.predictor.device)
         is_start = bool(len(self._positives()) or self._prompts.boxes) and not prompt.is_answer
         if is_start:
-            return self._paste(self._grow(self._look(roi, self._encoder.encode([roi])[0], logits)))
+            return self._finish(self._grow(self._look(roi, self._encode([roi])[0], logits)))
         mask = prompt.part.astype(np.uint8)
         return Answer(region=region, mask=mask, quality=1.0, roi=roi, logits=logits)
 
-    def _paste(self, look: Look) -> Answer:
-        region, mask = paste_logits(look.decoded.logits, self.volume.geometry, look.roi)
+    def _paste(self, look: Look, mosaic: Mosaic) -> Answer:
+        region, mask = paste_logits(
+            mosaic.logits, self.volume.geometry, mosaic.anchor, start=mosaic.start
+        )
         is_empty = not mask.any()
         if is_empty:
             self._warnings.append(EMPTY_WARNING)
         return Answer(
             region=EMPTY_REGION if is_empty else region,
             mask=mask[:0, :0, :0] if is_empty else mask,
-            quality=0.0 if is_empty else look.decoded.quality,
+            quality=0.0 if is_empty else mosaic.quality,
             roi=look.roi,
             logits=look.decoded.prompt_logits,
+            mosaic=mosaic if len(mosaic.origins) > 1 else None,
         )
 
 
@@ -307,7 +435,26 @@ def _repeat(before: RoundState | None) -> Answer:
         quality=before.prediction.predicted_quality,
         roi=before.roi,
         logits=before.prompt_logits,
+        mosaic=before.mosaic,
     )
+
+
+def _looked_at(before: RoundState | None, geometry: Geometry) -> set[Roi]:
+    """Return the ROIs whose embeddings the round before has paid for."""
+    if before is None or before.roi is None:
+        return set()
+    mosaic = before.mosaic
+    tiles = () if mosaic is None else (mosaic.roi(origin, geometry) for origin in mosaic.origins)
+    return {before.roi, *tiles}
+
+
+def _origin_around(voxel: NDArray[np.int64], size: int) -> tuple[int, int, int]:
+    i, j, k = (int(value) - size // 2 for value in voxel)
+    return i, j, k
+
+
+def _has_positive(prompts: RoiPrompts) -> bool:
+    return bool(prompts.is_positive.any()) or prompts.box is not None
 
 
 def _holds(outer: Region, inner: Region) -> bool:

@@ -13,7 +13,7 @@ ROI, unless by less than `ScalePolicy.face_contact` of that face.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -54,6 +54,8 @@ class ScalePolicy:
         target_extent: Extent of the object over the ROI's side that refining aims at.
         smallest_extent: Refine where the extent is below this part of the side.
         largest_extent: Refine where the extent is above this part of the side.
+        drawn_extent: As `target_extent` for a first drawing on a slice, where the third side of the
+            object is not known.
         max_refinements: How often a first click may be refined.
         max_later_refinements: How often each further prompt may be refined, now that the object
             is better known.
@@ -63,6 +65,14 @@ class ScalePolicy:
         max_growths: How often a prompt may make the ROI larger.
         growth: A mask that is cut off makes the ROI larger by at least this factor.
         growth_extent: Largest part of the side that the known object takes in a grown ROI.
+        max_tiles: How many overlapping ROIs of the same spacing a prompt may add where the mask
+            runs into a face; see `mosaic`.
+        tile_contact: Part of a face that the mask must cover there for a further ROI.
+        max_cut_faces: A mask that is cut off at more faces than this is large in all directions:
+            the ROI grows. At fewer it is long: ROIs are added. Without `max_tiles` it grows.
+        budget_ms: Estimated work that a prompt may take; 0 for no bound. See `budget`.
+        encode_ms: Price of an encode in that estimate.
+        click_ms: Price of a decode, and of what goes with it.
         first_click_candidates: Ask the model for several masks at a first click and take that of
             the best predicted quality.
 
@@ -83,6 +93,7 @@ class ScalePolicy:
     target_extent: float = 0.6
     smallest_extent: float = 0.3
     largest_extent: float = 0.8
+    drawn_extent: float = 0.4
     max_refinements: int = 0
     max_later_refinements: int = 0
     consistent_extent: float = 1.6
@@ -90,6 +101,12 @@ class ScalePolicy:
     max_growths: int = 2
     growth: float = 1.3
     growth_extent: float = 0.75
+    max_tiles: int = 6
+    tile_contact: float = 0.002
+    max_cut_faces: int = 2
+    budget_ms: float = 0.0
+    encode_ms: float = 600.0
+    click_ms: float = 200.0
     first_click_candidates: bool = False
 
     def __post_init__(self) -> None:
@@ -181,6 +198,25 @@ def candidate_rois(
     return tuple(Roi(widest.centre_voxel, spacing, size) for spacing in chosen)
 
 
+def policy_for_extent(policy: ScalePolicy, extent_mm: float | None, *, size: int) -> ScalePolicy:
+    """Return the policy for an object of which somebody has drawn how large it is.
+
+    Args:
+        policy: Spacings, and which extents are fine as they are.
+        extent_mm: Longest side of the drawing; None where there is none.
+        size: Side of the ROI in voxels.
+
+    Returns:
+        The policy with one spacing if the object would be small or large at all of the policy's.
+    """
+    if not extent_mm:
+        return policy
+    shares = [extent_mm / (size * spacing) for spacing in policy.spacings_mm]
+    if any(policy.smallest_extent <= share <= policy.largest_extent for share in shares):
+        return policy
+    return replace(policy, spacings_mm=(extent_mm / (policy.drawn_extent * size),))
+
+
 def roi_of_region(
     policy: ScalePolicy,
     geometry: Geometry,
@@ -234,7 +270,7 @@ def measure_mask(
     half = _halved(is_mask)
     if not half.any():
         return MaskExtent()
-    seeds = _half_seeds(clicks, half.shape[0])
+    seeds = _half_seeds(clicks, half.shape)
     is_hit = half[tuple(seeds.T)]
     part = _connected(half, seeds[is_hit]) if is_hit.any() else half
     sides = [_trimmed_range(part, axis, policy.trim) for axis in range(3)]
@@ -254,18 +290,19 @@ def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
     on a missed second part brings that part back.
 
     Args:
-        logits_IJK: Mask logits of the ROI.
-        clicks: Positive clicks in ROI voxels, shape (N, 3).
+        logits_IJK: Mask logits of the ROI, or of several side by side.
+        clicks: Positive clicks in voxels of the logits, shape (N, 3).
 
     Returns:
         The logits, unchanged where no click is in the mask.
     """
     half = _halved((logits_IJK > MASK_LOGIT_THRESHOLD).cpu().numpy())
-    seeds = _half_seeds(clicks, half.shape[0])
+    seeds = _half_seeds(clicks, half.shape)
     seeds = seeds[half[tuple(seeds.T)]]
     if not len(seeds):
         return logits_IJK
     part = _connected(half, seeds).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    part = part[tuple(slice(length) for length in logits_IJK.shape)]
     is_other = torch.as_tensor(~part, device=logits_IJK.device) & (
         logits_IJK > MASK_LOGIT_THRESHOLD
     )
@@ -274,13 +311,15 @@ def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
 
 def _halved(is_mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the mask at half the resolution: enough to tell parts, and eight times faster."""
+    if any(length % 2 for length in is_mask.shape):
+        is_mask = np.pad(is_mask, [(0, length % 2) for length in is_mask.shape])
     half = is_mask[::2] | is_mask[1::2]
     half = half[:, ::2] | half[:, 1::2]
     return half[:, :, ::2] | half[:, :, 1::2]
 
 
-def _half_seeds(clicks: Points, side: int) -> NDArray[np.intp]:
-    return np.clip(np.floor((clicks + 0.5) / 2), 0, side - 1).astype(np.intp)
+def _half_seeds(clicks: Points, shape: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.clip(np.floor((clicks + 0.5) / 2), 0, np.array(shape) - 1).astype(np.intp)
 
 
 def score(policy: ScalePolicy, quality: float, extent: MaskExtent) -> float:
@@ -383,6 +422,22 @@ def is_in_roi(points: Points, roi: Roi) -> NDArray[np.bool_]:
     """Whether points in ROI voxels, (N, 3), lie within the faces of the ROI; shape (N,)."""
     is_inside = (points >= -0.5) & (points <= roi.size - 0.5)
     return np.logical_and.reduce(is_inside, axis=1)
+
+
+def scan_range(geometry: Geometry, roi: Roi) -> list[tuple[int, int]]:
+    """Return for each axis the first and last ROI voxel in which scan voxels have their centres.
+
+    Both may lie outside of the ROI.
+    """
+    shape = geometry.canonical_reorder().reordered_shape
+    found: list[tuple[int, int]] = []
+    for centre, spacing, length in zip(
+        roi.centre_voxel, canonical_spacing(geometry), shape, strict=True
+    ):
+        ratio = spacing / roi.spacing_mm
+        first, last = ((v - centre) * ratio + roi.size // 2 for v in (0, length - 1))
+        found.append((math.ceil(first - 0.5), math.floor(last + 0.5)))
+    return found
 
 
 def _inside_scan(

@@ -24,7 +24,13 @@ from fastsam3d.session.channels import ALL_CHANNELS, channel_names, select_chann
 from fastsam3d.session.disk_cache import with_disk_cache
 from fastsam3d.session.drawn_rounds import DrawnPolicy, play_prompt
 from fastsam3d.session.engine import EngineName, create_engine
-from fastsam3d.session.history import DEFAULT_STATE_BYTES, RoundState, StateCache
+from fastsam3d.session.history import (
+    DEFAULT_STATE_BYTES,
+    NO_HINT,
+    RoundHint,
+    RoundState,
+    StateCache,
+)
 from fastsam3d.session.looks import LookBack, RoiEncoder, look_back
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
@@ -418,7 +424,7 @@ class Session:
         return cast("RoundState", state), played
 
     def _play_round(
-        self, channel: str, given: PromptSet, before: RoundState | None, spent_ms: float = 0.0
+        self, channel: str, given: PromptSet, before: RoundState | None, hint: RoundHint = NO_HINT
     ) -> RoundState:
         return Round(
             predictor=self.predictor,
@@ -427,7 +433,7 @@ class Session:
             volume=select_channel(self.volume, channel),
             volume_id=self._channel_ids[channel],
             given=given,
-            spent_ms=spent_ms,
+            hint=hint,
         ).play(before)
 
     def _look_back(self) -> LookBack | None:

@@ -1,0 +1,73 @@
+"""A budget in milliseconds that leaves answers a function of volume, prompts and policy.
+
+A clock that stops work would give another mask on a busy machine, and undo would not bring back
+what was there. So the clock is read once, when the budget is set: it says what an encode and a
+decode cost on this machine. From then on a prompt's work is counted at these prices, and work that
+does not fit is not begun.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fastsam3d.errors import ConfigError
+from fastsam3d.preprocess.roi import Roi
+from fastsam3d.session.predictor import RoiPrompts
+from fastsam3d.volume import Geometry, Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastsam3d.session.predictor import Predictor
+    from fastsam3d.session.scale import ScalePolicy
+
+
+def policy_within(
+    policy: ScalePolicy,
+    predictor: Predictor,
+    budget_ms: float,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> ScalePolicy:
+    """Return a policy that spends at most so much on a prompt, at the prices of this machine.
+
+    The first look of a prompt is always taken, and one that does not fit is not begun, so that an
+    answer takes about the budget or one look, whichever is more.
+
+    Args:
+        policy: What else holds.
+        predictor: Runs the model; asked for two encodes and decodes of which the second counts.
+        budget_ms: Milliseconds per prompt; 0 takes the bound away.
+        clock: Seconds.
+
+    Raises:
+        ConfigError: The budget is negative or not a number.
+    """
+    if not budget_ms >= 0:
+        message = f"A budget must be at least 0 milliseconds, got {budget_ms}; 0 means no bound."
+        raise ConfigError(message)
+    encode_ms, click_ms = 0.0, 0.0
+    if budget_ms:
+        for _ in range(2):
+            encode_ms, click_ms = _measured(predictor, clock)
+    return replace(policy, budget_ms=budget_ms, encode_ms=encode_ms, click_ms=click_ms)
+
+
+def _measured(predictor: Predictor, clock: Callable[[], float]) -> tuple[float, float]:
+    size = predictor.image_size
+    geometry = Geometry((size, size, size), np.eye(4))
+    ramp = np.indices(geometry.shape).sum(axis=0).astype(np.float32)
+    middle = float(size // 2)
+    roi = Roi((middle, middle, middle), 1.0, size)
+    started = clock()
+    encoded = predictor.embed(Volume(ramp, geometry), [roi])[0]
+    encoded_at = clock()
+    prompts = RoiPrompts(np.full((1, 3), middle), np.ones(1, np.bool_))
+    mask = torch.zeros((predictor.logits_size,) * 3, device=predictor.device)
+    predictor.decode(encoded, prompts, mask_logits_SSS=mask)
+    return (encoded_at - started) * 1e3, (clock() - encoded_at) * 1e3
