@@ -3,6 +3,7 @@
 from fastsam3d.prompts.drawn import Lasso, Scribble, SliceBox
 from fastsam3d.prompts.frames import Frame
 from fastsam3d.prompts.log import LogEntry, PromptLog
+from fastsam3d.prompts.painted import Painted
 from fastsam3d.prompts.prompt_set import Prompt, PromptSet
 from fastsam3d.prompts.types import Box, MaskPrompt, Point
 
@@ -12,6 +13,7 @@ __all__ = [
     "Lasso",
     "LogEntry",
     "MaskPrompt",
+    "Painted",
     "Point",
     "Prompt",
     "PromptLog",

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastsam3d.errors import GeometryError, PromptError
 from fastsam3d.prompts.drawn import Lasso, Scribble, SliceBox
+from fastsam3d.prompts.painted import Painted
 from fastsam3d.prompts.types import Box, MaskPrompt, Point
 from fastsam3d.volume import Geometry
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     WriteMask = Callable[[MaskPrompt], dict[str, Any]]
     ReadMask = Callable[[dict[str, Any]], MaskPrompt]
 
-Prompt = Point | Box | SliceBox | Scribble | Lasso | MaskPrompt
+Prompt = Point | Box | SliceBox | Scribble | Lasso | Painted | MaskPrompt
 
 MAX_JSON_CHARACTERS: Final = 64 * 2**20
 MAX_MASK_VOXELS: Final = 2**31
@@ -52,8 +53,8 @@ def prompt_to_plain(prompt: Prompt, write_mask: WriteMask | None = None) -> dict
 
     Args:
         prompt: The prompt.
-        write_mask: Writes the voxels of a mask prompt elsewhere and returns what finds them; by
-            default they become runs.
+        write_mask: Writes the voxels of a mask prompt, or of what was painted, elsewhere and
+            returns what finds them; by default they become runs.
     """
     if isinstance(prompt, Point):
         position, positive = list(prompt.position), prompt.positive
@@ -75,20 +76,28 @@ def prompt_to_plain(prompt: Prompt, write_mask: WriteMask | None = None) -> dict
             "axis": prompt.axis,
             "positive": prompt.positive,
         }
-    if isinstance(prompt, MaskPrompt):
-        choice = {"answer": True} if prompt.is_answer else {}
-        if write_mask is not None:
-            return write_mask(prompt) | {"type": "mask"} | choice
-        geometry = prompt.geometry
-        return {
-            "type": "mask",
-            "shape": list(geometry.shape),
-            "affine": geometry.affine.tolist(),
-            "runs": _encode_runs(prompt),
-        } | choice
+    if isinstance(prompt, MaskPrompt | Painted):
+        return _voxels_to_plain(prompt, write_mask)
     start, stop = list(prompt.start), list(prompt.stop)
     plain = {"type": "box", "frame": prompt.frame, "start": start, "stop": stop}
     return plain if isinstance(prompt, Box) else plain | {"type": "slice_box", "axis": prompt.axis}
+
+
+def _voxels_to_plain(prompt: MaskPrompt | Painted, write_mask: WriteMask | None) -> dict[str, Any]:
+    if isinstance(prompt, Painted):
+        mask = _voxels_to_plain(prompt.mask, write_mask)
+        given = {"positive": prompt.positive, "lasso_axis": prompt.lasso_axis}
+        return {"type": "painted", "mask": mask} | given
+    choice = {"answer": True} if prompt.is_answer else {}
+    if write_mask is not None:
+        return write_mask(prompt) | {"type": "mask"} | choice
+    geometry = prompt.geometry
+    return {
+        "type": "mask",
+        "shape": list(geometry.shape),
+        "affine": geometry.affine.tolist(),
+        "runs": _encode_runs(prompt),
+    } | choice
 
 
 def prompt_from_plain(item: Any, read_mask: ReadMask | None = None) -> Prompt:
@@ -106,8 +115,12 @@ def prompt_from_plain(item: Any, read_mask: ReadMask | None = None) -> Prompt:
         if kind == "mask":
             mask = _read_mask(item) if read_mask is None else read_mask(item)
             return mask.as_answer() if item.get("answer") is True else mask
+        if kind == "painted":
+            mask = (_read_mask if read_mask is None else read_mask)(item["mask"])
+            positive, axis = item["positive"], item["lasso_axis"]
+            return Painted.of_mask(mask, positive=positive, lasso_axis=axis)
         if kind not in _READERS:
-            known = ", ".join((*_READERS, "mask"))
+            known = ", ".join((*_READERS, "mask", "painted"))
             message = f"Prompt type must be one of {known}, got {kind!r}; correct it."
             raise PromptError(message)
         return _READERS[kind](item)

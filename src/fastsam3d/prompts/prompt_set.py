@@ -46,7 +46,7 @@ class PromptSet:
             raise PromptError(message)
         for prompt in cast("tuple[Any, ...]", self.prompts):
             if not isinstance(prompt, Prompt):
-                kinds = "Point, Box, SliceBox, Scribble, Lasso or MaskPrompt"
+                kinds = "Point, Box, SliceBox, Scribble, Lasso, Painted or MaskPrompt"
                 message = f"Prompt must be a {kinds}, got {type(prompt).__name__}."
                 raise PromptError(message)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from fastsam3d.prompts import Lasso, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.prompts import Lasso, Painted, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.object_mask import ObjectMask
 
@@ -114,7 +114,7 @@ def play_prompt(
         CheckpointError: The model returned logits that are not finite.
     """
     newest = prompts.prompts[-1]
-    if isinstance(newest, Scribble | Lasso | SliceBox):
+    if isinstance(newest, Scribble | Lasso | SliceBox | Painted):
         state = _play_drawn(play_round, before, _claim(newest, geometry, policy), geometry, policy)
     else:
         seen = (PromptSet() if before is None else before.seen).add(newest)
@@ -164,8 +164,11 @@ def _play_point(
     return replace(play_round(seen, before), seen=seen)
 
 
-def _claim(prompt: Scribble | Lasso | SliceBox, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
-    if isinstance(prompt, Scribble):
+def _claim(
+    prompt: Scribble | Lasso | SliceBox | Painted, geometry: Geometry, policy: DrawnPolicy
+) -> _Claim:
+    is_stroke = isinstance(prompt, Painted) and prompt.lasso_axis is None
+    if isinstance(prompt, Scribble) or (isinstance(prompt, Painted) and is_stroke):
         line = prompt.line(geometry)
         claim = _Claim(
             seed=_middle(line, geometry),
@@ -174,7 +177,7 @@ def _claim(prompt: Scribble | Lasso | SliceBox, geometry: Geometry, policy: Draw
             limit=policy.scribble_corrections,
         )
         return replace(claim, inside=line) if prompt.positive else replace(claim, outside=line)
-    if isinstance(prompt, Lasso):
+    if isinstance(prompt, Lasso | Painted):
         return _lasso_claim(prompt, geometry, policy)
     moved = prompt.to_voxel(geometry)
     inside = np.argwhere(np.ones(moved.region.shape, np.bool_)) + moved.region.start
@@ -188,7 +191,7 @@ def _claim(prompt: Scribble | Lasso | SliceBox, geometry: Geometry, policy: Draw
     )
 
 
-def _lasso_claim(prompt: Lasso, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
+def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
     voxels = prompt.voxels(geometry)
     depth = _depth(voxels, geometry)
     claim = _Claim(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastsam3d.prompts import Lasso, Point, Scribble
+from fastsam3d.prompts import Lasso, Painted, Point, Scribble
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def apply_evidence(
 def _marks(prompts: PromptSet, geometry: Geometry) -> list[Marks]:
     marks: list[Marks] = []
     for prompt in prompts:
-        if isinstance(prompt, Scribble) or (isinstance(prompt, Lasso) and not prompt.positive):
+        is_area = isinstance(prompt, Lasso) or (
+            isinstance(prompt, Painted) and prompt.lasso_axis is not None
+        )
+        if isinstance(prompt, Scribble | Lasso | Painted) and not (is_area and prompt.positive):
             marks.append((prompt.positive, prompt.voxels(geometry)))
         elif isinstance(prompt, Point) and marks:
             at = np.floor(np.asarray(prompt.to_voxel(geometry).position) + 0.5)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from fastsam3d.prompts import Box, Lasso, Point, Scribble, SliceBox
+from fastsam3d.prompts import Box, Lasso, Painted, Point, Scribble, SliceBox
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -72,6 +72,6 @@ def _centre(prompt: Prompt, geometry: Geometry) -> NDArray[np.float64] | None:
         return (np.add(region.start, region.stop) - 1) / 2
     if isinstance(prompt, Scribble):
         return prompt.line(geometry).mean(axis=0)
-    if isinstance(prompt, Lasso):
+    if isinstance(prompt, Lasso | Painted):
         return prompt.voxels(geometry).mean(axis=0)
     return None
