@@ -121,7 +121,7 @@ def nifti(shape=(4, 4, 4), **changes):
         ),
         pytest.param(
             b"NRRD0004\ntype: short\ndimension: 3\nsizes: 40000 40000 40000\nencoding: raw\n\n",
-            (413, "too_large"),
+            (422, "volume_unreadable"),
             id="huge nrrd",
         ),
         pytest.param(

@@ -84,7 +84,7 @@ def test_a_failing_job_is_its_own_affair(queue):
     def fail():
         raise KernelError
 
-    with pytest.raises(KernelError):
+    with pytest.raises(RuntimeError, match="KernelError"):
         queue.submit("a", fail).result(5)
     assert queue.submit("b", lambda: 5).result(5) == 5
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastsam3d.server.errors import to_api_error
-from fastsam3d.server.native_messages import MaskPromptMessage, PromptAdd, to_prompt
+from fastsam3d.server.native_messages import (
+    MaskPromptMessage,
+    PaintedPrompt,
+    PromptAdd,
+    to_prompt,
+)
 from fastsam3d.server.native_ops import Desk
 
 if TYPE_CHECKING:
@@ -136,7 +141,7 @@ class Calls:
         """Return the prompts of a `prompt.add`, checked at once; None where that takes time."""
         if not isinstance(call, PromptAdd):
             return None
-        if any(isinstance(message, MaskPromptMessage) for message in call.prompts):
+        if any(isinstance(message, MaskPromptMessage | PaintedPrompt) for message in call.prompts):
             return None
         geometry = room.volume.geometry
         prompts = tuple(to_prompt(message, geometry.shape) for message in call.prompts)

@@ -87,17 +87,36 @@ class LassoPrompt(Strict):
 
 
 class MaskPromptMessage(Strict):
-    """A mask to go on from, on the volume's grid; runs with i fastest, background first."""
+    """A mask to go on from, or the `answer` as it is, on the volume's grid.
+
+    Runs have i fastest, background first.
+    """
 
     type: Literal["mask"]
+    answer: bool = False
     shape: Annotated[list[Extent], Field(min_length=3, max_length=3)]
     affine: Annotated[list[Annotated[list[float], Field(min_length=4, max_length=4)]],
                       Field(min_length=4, max_length=4)]  # fmt: skip
     runs: Annotated[list[Annotated[int, Field(ge=0, le=MAX_ID)]], Field(max_length=MAX_RUNS)]
 
 
+class PaintedPrompt(Strict):
+    """Painted voxels: a stroke, or an area of the slice across `lasso_axis`."""
+
+    type: Literal["painted"]
+    mask: MaskPromptMessage
+    positive: bool = True
+    lasso_axis: Axis | None = None
+
+
 PromptMessage = Annotated[
-    PointPrompt | BoxPrompt | SliceBoxPrompt | ScribblePrompt | LassoPrompt | MaskPromptMessage,
+    PointPrompt
+    | BoxPrompt
+    | SliceBoxPrompt
+    | ScribblePrompt
+    | LassoPrompt
+    | MaskPromptMessage
+    | PaintedPrompt,
     Field(discriminator="type"),
 ]
 Prompts = Annotated[list[PromptMessage], Field(min_length=1, max_length=MAX_PROMPTS_AT_ONCE)]
@@ -313,7 +332,8 @@ def to_prompt(message: PromptMessage, shape: tuple[int, int, int]) -> Prompt:
     Raises:
         PromptError: It is no possible prompt.
     """
-    if isinstance(message, MaskPromptMessage) and tuple(message.shape) != shape:
-        text = f"Mask prompt has shape {tuple(message.shape)} and the volume {shape}; resample it."
+    mask = message.mask if isinstance(message, PaintedPrompt) else message
+    if isinstance(mask, MaskPromptMessage) and tuple(mask.shape) != shape:
+        text = f"Mask prompt has shape {tuple(mask.shape)} and the volume {shape}; resample it."
         raise PromptError(text)
     return prompt_from_plain(message.model_dump())

@@ -6,6 +6,7 @@ engine's thread and returns everything that there is to send.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,10 +22,11 @@ from fastsam3d.wire.masks import encode_runs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastsam3d.prompts import Prompt
+    from fastsam3d.prompts import Prompt, PromptLog
     from fastsam3d.segmenter import Prediction
     from fastsam3d.server.room import Room
     from fastsam3d.session import Study
+    from fastsam3d.session.candidates import Candidate
     from fastsam3d.session.objects import StudyObject
     from fastsam3d.volume import Region
 
@@ -84,6 +86,8 @@ class Desk:
         self._max_objects = max_objects
         self._shown: dict[int, Shown] = {}
         self._version = 0
+        # Of the object that was asked about last, with the log that they belong to.
+        self._candidates: dict[int, tuple[PromptLog, tuple[Candidate, ...]]] = {}
 
     @classmethod
     def of(cls, room: Room, max_objects: int) -> Desk:
@@ -216,6 +220,8 @@ class Desk:
     def object_verb(self, study: Study, call: messages.ObjectVerb) -> _Outcome:
         """Do something to an object that needs no further words."""
         key = call.object
+        if call.type == "candidates":
+            return _Outcome({"candidates": self._find_candidates(study, key)})
         if call.type == "statistics":
             return _Outcome(asdict(study.statistics(key)))
         if call.type in {"prompt.undo", "prompt.redo"}:
@@ -268,6 +274,38 @@ class Desk:
         prediction = study.set_steps(call.object, *steps)
         return _Outcome(object=call.object, predictions=[prediction])
 
+    def choose_candidate(self, study: Study, call: messages.CandidateChoose) -> _Outcome:
+        """Make a candidate the answer."""
+        if call.object not in self._candidates or not self._is_current(study, call.object):
+            self._find_candidates(study, call.object)
+        _, found = self._candidates[call.object]
+        if call.index >= len(found):
+            text = f"There are {len(found)} candidates, got index {call.index}; count from 0."
+            raise PromptError(text)
+        prediction = study.choose(call.object, found[call.index])
+        return _Outcome(object=call.object, predictions=[prediction])
+
+    def _is_current(self, study: Study, key: int) -> bool:
+        return self._candidates[key][0] == study.log(key)
+
+    def _find_candidates(self, study: Study, key: int) -> list[dict[str, Any]]:
+        """Return the candidates of an object as a client is told, and remember them."""
+        found = study.candidates(key)
+        self._candidates = {key: (study.log(key), found)}
+        ml = voxel_ml(self._room.volume.geometry)
+        return [
+            {
+                "index": index,
+                "kind": candidate.kind,
+                "quality": candidate.quality,
+                "volume_ml": candidate.mask.num_voxels * ml,
+                "box": _box(candidate.mask.region),
+                "encoding": "runs",
+                "payload": base64.b64encode(encode_runs(candidate.mask.array)).decode(),
+            }
+            for index, candidate in enumerate(found)
+        ]
+
     def set_overlap(self, study: Study, call: messages.OverlapSet) -> _Outcome:
         """Choose who owns voxels."""
         study.set_overlap(call.overlap)
@@ -296,6 +334,7 @@ _OPERATIONS: Final[dict[type[messages.Call], Callable[[Desk, Study, Any], _Outco
     messages.PromptSetCall: Desk.set_prompts,
     messages.PromptEdit: Desk.edit_prompt,
     messages.PromptRemove: Desk.remove_prompts,
+    messages.CandidateChoose: Desk.choose_candidate,
     messages.StepsSet: Desk.set_steps,
     messages.OverlapSet: Desk.set_overlap,
     messages.MasksGet: Desk.get_masks,

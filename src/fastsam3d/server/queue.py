@@ -185,7 +185,7 @@ class EngineQueue:
                     result = job.work()
                 # Whatever a job raises is its client's affair, never the other rooms'.
                 except BaseException as error:  # noqa: BLE001
-                    job.future.set_exception(error)
+                    job.future.set_exception(_catchable(error))
                 else:
                     job.future.set_result(result)
                     del result
@@ -208,6 +208,15 @@ class EngineQueue:
                 del self._waiting[room]
             self._running = job
             return job
+
+
+def _catchable(error: BaseException) -> Exception:
+    """Return an error that ends a request; an event loop would end itself on some others."""
+    if isinstance(error, Exception):
+        return error
+    wrapped = RuntimeError(f"A job ended with {type(error).__name__}.")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _fail(job: _Job, error: Exception) -> None:
