@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastsam3d.cli.main import main
-from fastsam3d.eval import bench
+from fastsam3d.eval import bench, bench_volume
 
 
 def made_up(config: bench.BenchConfig, *, on_step: object) -> dict:
@@ -19,6 +19,7 @@ def made_up(config: bench.BenchConfig, *, on_step: object) -> dict:
             "parameters": 2_000_000,
             "encode_flops": 3_000_000_000,
             "click_flops": 40_000_000,
+            "gemm_flops": 2_000_000_000,
             "peak_memory_bytes": None,
             **{
                 quantity: {"cold_ms": 8.0, "samples_ms": [4.0 / number] * 3}
@@ -54,3 +55,36 @@ def test_wrong_words_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["bench", "hr_s", "--image", "a.nii.gz", "--point", "1,2"]) == 2
     assert main(["bench"]) == 1
     assert "name a model" in capsys.readouterr().err
+
+
+def test_a_preset_names_models_and_settings_that_words_may_replace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bench.BenchConfig] = []
+
+    def keep(config: bench.BenchConfig, *, on_step: object) -> dict:
+        asked.append(config)
+        return made_up(config, on_step=on_step)
+
+    monkeypatch.setattr(bench, "run_bench", keep)
+    assert main(["bench", "--preset", "gpu"]) == 0
+    assert main(["bench", "hr_s", "--preset", "gpu", "--precision", "bfloat16"]) == 0
+    whole, own = asked
+    assert (whole.device, whole.precision) == ("cuda", "tf32")
+    assert whole.reference == "sam_med3d_b@reference" in whole.models
+    assert own.models == ("hr_s",)
+    assert (own.device, own.precision, own.reference) == ("cuda", "bfloat16", "")
+
+
+def test_volumes_are_timed_with_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {"first_ms": 9.0, "first_cpu_ms": 8.0, "later_ms": 3.0, "later_cpu_ms": 2.0}
+    result = {"sizes": [{"shape": (64, 64, 64), **times}], "spread": times, "files": []}
+    monkeypatch.setattr(bench_volume, "run_volume_bench", lambda *_, **__: result)
+    out = tmp_path / "volume.json"
+    assert main(["bench", "--preset", "volume", "--output", str(out)]) == 0
+    assert "64x64x64" in capsys.readouterr().out
+    assert json.loads(out.read_text())["threads"] == 1
+    assert main(["bench", "a", "b", "--preset", "volume"]) == 2
+    assert "one model" in capsys.readouterr().err

@@ -62,12 +62,21 @@ def test_a_ratio_is_the_references_median_over_the_models() -> None:
     assert rows[1]["encode"]["fastest_ms"] == 20.0
 
 
+def test_the_floor_is_the_time_of_as_many_flops_in_a_product_of_matrices() -> None:
+    row = sample_row("one", [40.0], [4.0])
+    row["gemm"] = {"cold_ms": 1.0, "samples_ms": [10.0]}
+    row |= {"gemm_flops": 1000, "encode_flops": 2000, "click_flops": 50}
+    (done,) = bench.with_statistics([row], "one")
+    assert done["over_floor"] == pytest.approx({"encode": 2.0, "click": 8.0})
+
+
 def test_the_parts_of_an_answer_do_not_exceed_the_whole(toy: Path) -> None:
     timed = Bench(OwnContender(str(toy), "cpu"))
     first, later = timed.cold(), timed.run_pass()
 
     assert first["peak_memory_bytes"] is None or first["peak_memory_bytes"] >= 0
-    assert first["samples"].keys() == later.keys() == {*bench.QUANTITIES, *bench.CPU_QUANTITIES}
+    timed_parts = {*bench.QUANTITIES, *bench.CPU_QUANTITIES, *bench.GEMM_QUANTITIES}
+    assert first["samples"].keys() == later.keys() == timed_parts
     assert 0 < later["encode"][0] < later["end_to_end"][0]
     assert 0 < later["encode_cpu"][0] <= later["end_to_end_cpu"][0]
     assert len(later["click"]) == CLICKS_PER_PASS

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from fastsam3d.cli.progress import show_progress
 from fastsam3d.cli.usage import UsageError
 
+if TYPE_CHECKING:
+    from fastsam3d.eval.bench import BenchConfig
+
 
 @Parameter(name="*", group="How to time")
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +24,24 @@ class TimingOptions:
     """How to time.
 
     Attributes:
+        preset: cpu or gpu: the models of the documentation and fitting settings, where you name
+            none. volume: what one model costs on volumes up to 512x512x1000, by clicks, objects
+            and from a file to a saved mask.
         reference: Label of the model that ratios refer to; by default the first. Published
             modules are called official:fastsam3d_6l and official:sam_med3d_b.
-        device: Where to compute.
-        precision: float32 without TF32, tf32, or bfloat16 by autocast.
-        threads: CPU threads of each model.
-        rounds: Timed rounds.
+        device: Where to compute; cpu without a preset.
+        precision: float32 without TF32, tf32, or bfloat16 by autocast; float32 without a preset.
+        threads: CPU threads of each model; 1 without a preset.
+        rounds: Timed rounds; 7, of volumes 3.
         warmup: Rounds before them that do not count.
     """
 
+    preset: Literal["cpu", "gpu", "volume"] | None = None
     reference: str = ""
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    threads: int = 1
-    rounds: int = 7
+    device: Literal["cpu", "cuda"] | None = None
+    precision: Literal["float32", "tf32", "bfloat16"] | None = None
+    threads: int | None = None
+    rounds: int | None = None
     warmup: int = 1
 
 
@@ -61,25 +68,80 @@ def bench(
         output: JSON file to write, with every single time.
         timing: How to time.
     """
-    from fastsam3d.eval.bench import BenchConfig, cost_table, provenance, run_bench, write_bench
+    if timing.preset == "volume":
+        _bench_volume(models, official, image, timing=timing, output=output)
+        return
+    from fastsam3d.eval.bench import cost_table, provenance, run_bench, write_bench
 
-    config = BenchConfig(
-        models=models,
-        official=official,
-        image=image,
-        point=_voxel(image, point),
-        **asdict(timing),
-    )
+    config = _config(models, official, image, point=_voxel(image, point), timing=timing)
     facts = provenance(["fastsam3d", *sys.argv[1:]], config)
     with show_progress("Starting") as say:
         result = run_bench(config, on_step=say)
     header, *rows = cost_table(result)
-    table = Table(title=f"{facts['device']}, {timing.precision}: median (95th percentile)")
+    table = Table(title=f"{facts['device']}, {config.precision}: median (95th percentile)")
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number < 2 else "right")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    if output is not None:
+        write_bench(output, result, facts)
+        print(f"Wrote {output}")
+
+
+def _config(
+    models: tuple[str, ...],
+    official: tuple[Path, ...],
+    image: Path | None,
+    *,
+    point: tuple[int, int, int],
+    timing: TimingOptions,
+) -> BenchConfig:
+    """Return what is asked for; words of the command line come before those of a preset."""
+    from fastsam3d.eval.bench import BenchConfig
+    from fastsam3d.eval.bench_presets import Preset, find_preset
+
+    preset = find_preset(timing.preset) if timing.preset else Preset(models=(), threads=1)
+    is_named = bool(models or official)
+    return BenchConfig(
+        models=models if is_named else preset.models,
+        official=official,
+        image=image,
+        point=point,
+        reference=timing.reference or ("" if is_named else preset.reference),
+        device=timing.device or preset.device,
+        precision=timing.precision or preset.precision,
+        threads=timing.threads or preset.num_threads,
+        rounds=7 if timing.rounds is None else timing.rounds,
+        warmup=timing.warmup,
+    )
+
+
+def _bench_volume(
+    models: tuple[str, ...],
+    official: tuple[Path, ...],
+    image: Path | None,
+    *,
+    timing: TimingOptions,
+    output: Path | None,
+) -> None:
+    if len(models) > 1 or official or image is not None:
+        raise UsageError("--preset volume times one model on volumes of its own making.")
+    from fastsam3d.eval.bench import provenance, write_bench
+    from fastsam3d.eval.bench_volume import VolumeBenchConfig, run_volume_bench, size_table
+
+    config = VolumeBenchConfig(
+        model=models[0] if models else "hr_s",
+        device=timing.device or "cpu",
+        threads=timing.threads or 1,
+        rounds=3 if timing.rounds is None else timing.rounds,
+    )
+    told = _config((config.model,), (), None, point=(0, 0, 0), timing=replace(timing, preset=None))
+    facts = provenance(["fastsam3d", *sys.argv[1:]], told)
+    with show_progress("Starting") as say:
+        result = run_volume_bench(config, on_step=say)
+    for line in size_table(result):
+        print(line)
     if output is not None:
         write_bench(output, result, facts)
         print(f"Wrote {output}")

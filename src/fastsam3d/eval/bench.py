@@ -36,7 +36,8 @@ BENCH_FORMAT = 1
 QUANTITIES = ("encode", "click", "end_to_end")
 CPU_QUANTITIES = tuple(f"{quantity}_cpu" for quantity in QUANTITIES)
 SESSION_QUANTITIES = ("session_first_click", "session_click")
-ALL_QUANTITIES = (*QUANTITIES, *CPU_QUANTITIES, *SESSION_QUANTITIES)
+GEMM_QUANTITIES = ("gemm", "gemm_cpu")
+ALL_QUANTITIES = (*QUANTITIES, *CPU_QUANTITIES, *SESSION_QUANTITIES, *GEMM_QUANTITIES)
 DEFINITIONS = {
     "encode": "ROI on the device to its embedding, synchronised",
     "click": "one more click with all points so far and the logits before, to a mask of the ROI's "
@@ -50,6 +51,9 @@ DEFINITIONS = {
     "peak_memory": "CUDA: max_memory_allocated in the first pass, weights included; CPU: rise of "
     "the resident set in the first pass, weights not included; null where unknown",
     "ratio": "p50 of the reference over p50 of this model: above 1 is faster than the reference",
+    "gemm": "product of two square matrices in the same precision, in turn with the rest",
+    "over_floor": "p50 over the time that the same FLOPs take in that product: 1 is the device's "
+    "limit; below it, an algorithm that needs fewer FLOPs than are counted",
     "input": f"one ROI, a ball of 0.4 of its side in noise; {CLICKS_PER_PASS} clicks per pass",
 }
 
@@ -198,8 +202,9 @@ def run_bench(
     Returns:
         ``format``, ``definitions``, ``reference``, ``rounds`` and ``models``: per model ``name``,
         ``weights`` ("shipped", "file" or "random"), ``image_size``, ``parameters``,
-        ``encode_flops``, ``click_flops``, ``peak_memory_bytes``, ``ratio`` per quantity, and per
-        quantity ``cold_ms``, ``p50_ms``, ``p95_ms``, ``fastest_ms`` and ``samples_ms``.
+        ``encode_flops``, ``click_flops``, ``gemm_flops``, ``peak_memory_bytes``, ``ratio`` and
+        ``over_floor`` per quantity, and per quantity ``cold_ms``, ``p50_ms``, ``p95_ms``,
+        ``fastest_ms`` and ``samples_ms``.
 
     Raises:
         ConfigError: A model cannot be made, or the reference is none of them.
@@ -259,7 +264,19 @@ def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str
             for quantity in ALL_QUANTITIES
             if quantity in row and quantity in base
         }
+        row["over_floor"] = _over_floor(row)
     return done
+
+
+def _over_floor(row: dict[str, Any]) -> dict[str, float]:
+    """Return how many times as long as the device's limit encoding and a click take."""
+    found: dict[str, float] = {}
+    for suffix in ("", "_cpu"):
+        gemm = row.get(f"gemm{suffix}")
+        for part in ("encode", "click") if gemm and "gemm_flops" in row else ():
+            floor_ms = gemm["p50_ms"] * row[f"{part}_flops"] / row["gemm_flops"]
+            found[part + suffix] = row[part + suffix]["p50_ms"] / floor_ms
+    return found
 
 
 def cost_table(result: dict[str, Any]) -> list[list[str]]:
@@ -272,6 +289,7 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
     header += [
         f"x {result['reference']}",
         "x by CPU time",
+        "encode/floor",
         "GFLOP",
         "GFLOP/click",
         "M param",
@@ -288,6 +306,7 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
                 f"{row['end_to_end']['cold_ms']:.1f}",
                 f"{row['ratio']['end_to_end']:.2f}",
                 f"{row['ratio']['end_to_end_cpu']:.2f}" if "end_to_end_cpu" in row else "-",
+                f"{row['over_floor']['encode']:.2f}" if "encode" in row["over_floor"] else "-",
                 f"{row['encode_flops'] / 1e9:.1f}",
                 f"{row['click_flops'] / 1e9:.2f}",
                 f"{row['parameters'] / 1e6:.1f}",

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "tf32", "bfloat16"]
 REFERENCE_SUFFIX = "@reference"
 CLICKS_PER_PASS = 3
+# Side of the square matrices whose product tells what the device can do.
+GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,9 @@ class WorkerSpec:
 Samples = dict[str, list[float]]
 """Milliseconds per quantity: ``encode`` (ROI on the device to its embedding), ``click`` (one more
 click with all points so far and the logits before, to the mask at the ROI's resolution on the
-device) and ``end_to_end`` (ROI in host memory to the first click's mask in host memory); on a CPU
-also the processor time of each, with ``_cpu`` appended."""
+device), ``end_to_end`` (ROI in host memory to the first click's mask in host memory) and ``gemm``
+(a large product of matrices in the same precision); on a CPU also the processor time of each, with
+``_cpu`` appended."""
 
 
 class Contender(Protocol):
@@ -150,9 +153,11 @@ class Bench:
         steps = torch.arange(CLICKS_PER_PASS + 1, device=self.device, dtype=torch.float32)
         self._points = (size // 2 + steps)[None, :, None].expand(1, -1, 3).contiguous()
         self._labels = torch.ones(1, CLICKS_PER_PASS + 1, device=self.device)
+        side = GEMM_SIDE[self.device.type]
+        self._matrix = torch.rand(side, side, device=self.device)
 
     def run_pass(self) -> Samples:
-        """Encode one ROI, answer a first click and `CLICKS_PER_PASS` more."""
+        """Encode one ROI, answer a first click and `CLICKS_PER_PASS` more, multiply matrices."""
         samples: Samples = {}
         with torch.inference_mode(), self._autocast():
             begin = self._now()
@@ -167,6 +172,9 @@ class Bench:
                 start = self._now()
                 logits, _ = self._click(embedding, count, logits)
                 self._keep(samples, "click", start)
+            start = self._now()
+            torch.mm(self._matrix, self._matrix)
+            self._keep(samples, "gemm", start)
         return samples
 
     def facts(self) -> dict[str, Any]:
@@ -184,6 +192,7 @@ class Bench:
             "parameters": sum(p.numel() for p in self.contender.module.parameters()),
             "encode_flops": encode_flops,
             "click_flops": click_flops,
+            "gemm_flops": 2 * len(self._matrix) ** 3,
         }
 
     def cold(self) -> dict[str, Any]:
