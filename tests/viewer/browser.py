@@ -66,7 +66,7 @@ def opened(browser, address, **options):
     until(page, f"{APP}?.state.connection !== 'connecting' && {APP}")
     try:
         yield page
-        assert not problems
+        assert not problems, problems
     finally:
         context.close()
 

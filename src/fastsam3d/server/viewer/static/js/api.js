@@ -88,6 +88,7 @@ export class Api extends EventTarget {
 
   /** Tell the page of trouble that no call of its own met. */
   report(error) {
+    if (error.status === 410 || error.code === "session_expired") clearInterval(this.beat);
     this.dispatchEvent(new CustomEvent("trouble", { detail: error }));
   }
 

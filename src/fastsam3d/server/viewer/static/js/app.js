@@ -58,6 +58,9 @@ export class App {
       try {
         const server = await this.api.claim();
         if (this.api.key) sessionStorage.setItem("fastsam3d.key", this.api.key);
+        // While the socket is open the server knows that we are here, even where the browser
+        // slows the timers of a page in the background.
+        await this.api.connect();
         this.store.set({ connection: "online", server });
         return true;
       } catch (error) {
@@ -81,10 +84,11 @@ export class App {
     }
     this.store.set({ connection: "online", server });
     try {
+      await this.api.connect();
       const scan = JSON.parse(sessionStorage.getItem(SCAN_KEY));
       if (scan) {
         this.api.shape = scan.shape;
-        this.store.set({ phase: "loading", scan });
+        this.store.set({ phase: "loading", scan: { name: scan.name } });
         await this.showAsServerReads(scan);
         this.begin(scan);
         await this.call("masks.get");

@@ -102,9 +102,13 @@ function wireToolbar(app) {
     byId("scan-facts").textContent = scan?.shape ? factsOf(scan) : "";
     drawTimes(app, scan);
     if (!scan?.intensity) return;
-    const options = presetsFor(scan).map(({ id, title }) => element("option", { value: id }, title));
-    if (chosen === "custom") options.push(element("option", { value: "custom" }, "By hand"));
-    preset.replaceChildren(...options);
+    const presets = presetsFor(scan);
+    const option = ({ id, title }) => element("option", { value: id }, title);
+    const groups = [...new Set(presets.map((p) => p.group))].map((label) =>
+      element("optgroup", { label }, ...presets.filter((p) => p.group === label).map(option)),
+    );
+    if (chosen === "custom") groups.push(option({ id: "custom", title: "By hand" }));
+    preset.replaceChildren(...groups);
     preset.value = chosen;
     const [low, high] = view.window;
     byId("window-level").textContent = `L ${short((low + high) / 2)}  W ${short(high - low)}`;

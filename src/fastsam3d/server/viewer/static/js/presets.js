@@ -9,36 +9,36 @@ const CT = [
   ["liver", "Liver", 90, 150],
 ];
 
-const HOUNSFIELD_AIR = -500;
-const HOUNSFIELD_LOWEST = -4096;
+const AIR_TO_FAT = [-1100, -100];
+const PADDINGS = [-1500, -2000, -2048, -3024];
 
 /** Whether intensities look like Hounsfield units, when no header says what the scan is. */
-export function looksLikeCt({ modality, intensity }) {
+export function looksLikeCt({ modality, intensity: { p1 } }) {
   if (modality) return modality === "CT";
-  return intensity.min <= HOUNSFIELD_AIR && intensity.min >= HOUNSFIELD_LOWEST;
+  return (p1 >= AIR_TO_FAT[0] && p1 <= AIR_TO_FAT[1]) || PADDINGS.includes(p1);
 }
 
 /**
  * @param {{modality?: string, intensity: {min, max, p1, p99}}} scan
- * @returns {{id: string, title: string, low: number, high: number}[]} the first is the default
+ * @returns {{id: string, title: string, group: string, low: number, high: number}[]} those that fit
+ *   the scan come first, the default at the head
  */
 export function presetsFor(scan) {
   const { min, max, p1, p99 } = scan.intensity;
-  const automatic = [
-    { id: "auto", title: "Auto (1 to 99 %)", low: p1, high: p99 },
-    { id: "full", title: "Full range", low: min, high: max },
+  const at = (share) => p1 + (p99 - p1) * share;
+  const group = "Any scan";
+  const any = [
+    { id: "auto", title: "Auto (1 to 99 %)", group, low: p1, high: p99 },
+    { id: "strong", title: "More contrast", group, low: at(0.1), high: at(0.7) },
+    { id: "dark", title: "Dark structures", group, low: p1, high: at(0.4) },
+    { id: "full", title: "Full range", group, low: min, high: max },
   ];
-  if (!looksLikeCt(scan)) {
-    const span = p99 - p1;
-    const strong = { id: "strong", title: "More contrast", low: p1 + span * 0.1, high: p1 + span * 0.7 };
-    const dark = { id: "dark", title: "Dark structures", low: p1, high: p1 + span * 0.4 };
-    return [automatic[0], strong, dark, automatic[1]];
-  }
   const ct = CT.map(([id, title, level, width]) => ({
     id,
     title,
+    group: "CT",
     low: level - width / 2,
     high: level + width / 2,
   }));
-  return [...ct, ...automatic];
+  return looksLikeCt(scan) ? [...ct, ...any] : [...any, ...ct];
 }

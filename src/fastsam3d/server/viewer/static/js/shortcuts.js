@@ -56,7 +56,7 @@ function table(app) {
       [["D"], "3D on or off", key("d"), () => app.set3d(!view.with3d)],
       [["F"], "fit and centre", key("f"), () => view.resetZoom()],
       [["+", "−"], "zoom", (e) => /^[+=-]$/.test(e.key) && plain(e), (e) => view.zoom(e.key === "-" ? 0.8 : 1.25)],
-      [["1…7"], "window presets", (e) => /^[1-7]$/.test(e.key) && plain(e), (e) => choosePreset(app, Number(e.key) - 1)],
+      [["1…9"], "window presets", (e) => /^[1-9]$/.test(e.key) && plain(e), (e) => choosePreset(app, Number(e.key) - 1)],
     ],
     "In a focused view": [
       [["Arrows"], "move the cross (Shift: 10)", isArrow, (e) => moveCross(app, e)],
