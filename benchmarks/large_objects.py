@@ -8,7 +8,7 @@ card's ROI. A simulated user clicks into the middle of the largest mistake. Poli
 
 * "before": one ROI, made coarser up to twice while a face cuts 2 % of it (version 0.1).
 * "default": the session as it is.
-* "tiles only", "coarser first": other ways to go on where a face cuts the mask off.
+* "tiles only": never coarser; overlapping ROIs of the card's spacing alone.
 * "told the spacing": one ROI at the spacing at which the true box fits from the first click with a
   margin of a tenth. Truth enters here and nowhere else but in the scoring and the user's clicks.
 
@@ -54,7 +54,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "default": {},
     "told the spacing": {"max_growths": 0, "max_tiles": 0},
     "tiles only": {"max_growths": 0},
-    "coarser first": {"max_cut_faces": 0},
 }
 
 

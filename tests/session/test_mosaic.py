@@ -1,19 +1,22 @@
 """Objects longer than an ROI: tiles along them, no seam, no cut edge, the same on replay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import MASK_PROMPT_LOGIT, Roi
-from fastsam3d.prompts import PromptSet
+from fastsam3d.prompts import Lasso, PromptSet
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.session.budget import policy_within
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Geometry, Volume
 from tests.session.phantoms import SIZE, BrightModel, dice
 
-LONG = ScalePolicy(spacings_mm=(1.0,))
+# A tenth of the face of these small ROIs is still thin.
+LONG = ScalePolicy(spacings_mm=(1.0,), face_contact=0.15)
 
 
 class HonestModel(BrightModel):
@@ -73,7 +76,7 @@ def test_a_tube_of_several_rois_is_found_whole_by_one_click(phantom):
 
 def test_without_tiles_the_same_tube_ends_at_a_face_and_the_user_is_told():
     volume, truth = tube()
-    one = ScalePolicy(spacings_mm=(1.0,), max_tiles=0, max_growths=0)
+    one = replace(LONG, max_tiles=0, max_growths=0)
     found = make_session(volume, one).add_point(middle_of(truth))
     assert found.region.shape[2] <= SIZE + 1
     assert any("border" in warning for warning in found.warnings)
@@ -113,7 +116,7 @@ def _stored_otherwise(geometry):
 
 def test_clicks_far_apart_leave_each_others_tiles_alone():
     volume, truth = tube()
-    session = make_session(volume, ScalePolicy(spacings_mm=(1.0,), max_tiles=2))
+    session = make_session(volume, replace(LONG, max_tiles=2))
     i, j, k = middle_of(truth)
     first = session.add_point((i, j, k))
     assert first.warnings  # two tiles more do not reach the ends
@@ -143,7 +146,7 @@ def test_undo_and_replay_of_a_mosaic_are_exact():
 def test_a_prompt_beyond_the_budget_returns_what_it_has_and_says_so():
     volume, truth = tube()
     prices = {"encode_ms": 100.0, "click_ms": 20.0}
-    session = make_session(volume, ScalePolicy(spacings_mm=(1.0,), budget_ms=3 * 120.0, **prices))
+    session = make_session(volume, replace(LONG, budget_ms=3 * 120.0, **prices))
     found = session.add_point(middle_of(truth))
     assert len(session.predictor.model.encoded) == 3
     assert any("budget of 360 ms" in warning for warning in found.warnings)
@@ -151,6 +154,21 @@ def test_a_prompt_beyond_the_budget_returns_what_it_has_and_says_so():
     again = session.add_point(middle_of(truth))
     # The tile at the click is at hand and costs a decode only: two further tiles are affordable.
     assert dice(again.mask.array, truth) > dice(found.mask.array, truth)
+
+
+def test_a_drawing_spends_one_budget_on_all_of_its_corrections():
+    volume, truth = tube()
+    policy = replace(LONG, max_tiles=0, max_growths=0)
+    i, j, k = middle_of(truth)
+    # Next to the tube as well, which the model does not find: each round leaves a disagreement.
+    drawn = Lasso.voxel([(i - 9, j - 9, k), (i - 9, j + 9, k), (i + 9, j, k)], axis=2)
+    free = make_session(volume, policy)
+    free.add(drawn)
+    assert len(free.predictor.model.decoded) == 6
+    bound = make_session(volume, replace(policy, budget_ms=150.0, encode_ms=100.0, click_ms=20.0))
+    found = bound.add(drawn)
+    assert len(bound.predictor.model.decoded) == 3
+    assert any("budget of 150 ms" in warning for warning in found.warnings)
 
 
 def test_the_clock_is_read_when_the_budget_is_set_and_never_again():

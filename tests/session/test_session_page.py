@@ -20,6 +20,7 @@ PAGES = [
     "how-to/scribbles-and-lassos.md",
     "how-to/objects-and-locks.md",
     "how-to/time-series.md",
+    "how-to/large-objects.md",
     "how-to/suggest-everything.md",
     "how-to/files.md",
 ]

@@ -21,24 +21,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from fastsam3d.prompts import Lasso, Painted, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session.evidence import apply_evidence
+from fastsam3d.session.history import BUDGET_WARNING, RoundHint
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from fastsam3d.session.history import RoundState
     from fastsam3d.volume import Geometry
 
     Voxels = NDArray[np.int64]
-    PlayRound = Callable[[PromptSet, RoundState | None], RoundState]
 
 WELL_INSIDE: Final = 0.5
 """Part of a lasso's greatest depth below which its inside claims nothing: people draw loosely."""
@@ -46,6 +44,16 @@ WELL_OUTSIDE: Final = 0.2
 """Part of that depth within which its outside claims nothing."""
 BOX_CORE: Final = 0.85
 """Size of what a slice box claims over that of the ellipse within it: structures are round."""
+
+
+class PlayRound(Protocol):
+    """Plays one round of points, boxes and masks."""
+
+    def __call__(
+        self, given: PromptSet, before: RoundState | None, hint: RoundHint = ..., /
+    ) -> RoundState:
+        """Return the state after `given`, the new one last, and the state before it."""
+        ...
 
 
 def _no_voxels() -> NDArray[np.int64]:
@@ -60,12 +68,15 @@ class DrawnPolicy:
         scribble_corrections: At most so many points after the first one.
         lasso_corrections: As for scribbles.
         slice_box_corrections: As for scribbles.
+        scribble_reach: How much longer an object is held to be than the scribble along it; 0 for
+            not saying.
         smallest_part: A disagreement over less than this part of the drawing is left alone.
     """
 
     scribble_corrections: int = 2
     lasso_corrections: int = 5
     slice_box_corrections: int = 5
+    scribble_reach: float = 1.4
     smallest_part: float = 0.01
 
 
@@ -81,6 +92,7 @@ class _Claim:
         drawn: Voxels of the drawing.
         margin_mm: See there.
         limit: Corrections at most.
+        extent_mm: How large the object is.
     """
 
     seed: Voxels
@@ -90,6 +102,7 @@ class _Claim:
     drawn: Voxels
     margin_mm: float = 0.0
     limit: int
+    extent_mm: float | None = None
 
 
 def play_prompt(
@@ -98,6 +111,8 @@ def play_prompt(
     prompts: PromptSet,
     geometry: Geometry,
     policy: DrawnPolicy,
+    *,
+    budget_ms: float = 0.0,
 ) -> RoundState:
     """Return the state after the newest prompt of a set.
 
@@ -108,6 +123,7 @@ def play_prompt(
         prompts: As given, the new one last.
         geometry: Grid of the volume.
         policy: How hard to work on a drawing.
+        budget_ms: As `ScalePolicy.budget_ms`: once it is spent, nothing more is corrected.
 
     Raises:
         PromptError: A prompt does not fit the volume.
@@ -115,7 +131,8 @@ def play_prompt(
     """
     newest = prompts.prompts[-1]
     if isinstance(newest, Scribble | Lasso | SliceBox | Painted):
-        state = _play_drawn(play_round, before, _claim(newest, geometry, policy), geometry, policy)
+        claim = _claim(newest, geometry, policy)
+        state = _play_drawn(play_round, before, claim, geometry, policy, budget_ms=budget_ms)
     else:
         seen = (PromptSet() if before is None else before.seen).add(newest)
         state = replace(play_round(seen, before), seen=seen)
@@ -133,18 +150,26 @@ def _play_drawn(
     claim: _Claim,
     geometry: Geometry,
     policy: DrawnPolicy,
+    *,
+    budget_ms: float,
 ) -> RoundState:
     state = before
+    warnings: tuple[str, ...] = ()
     played: list[RoundState] = []
     if state is None or state.roi is None:
-        state = _play_point(play_round, state, claim.seed, positive=claim.is_positive)
+        hint = RoundHint(extent_mm=claim.extent_mm)
+        state = _play_point(play_round, state, claim.seed, positive=claim.is_positive, hint=hint)
         played.append(state)
     for _ in range(claim.limit):
         wrong, positive = _largest_disagreement(state, claim, geometry)
         if len(wrong) <= policy.smallest_part * len(claim.drawn):
             break
+        hint = RoundHint(spent_ms=sum(one.work_ms for one in played))
+        if budget_ms and hint.spent_ms >= budget_ms:
+            warnings = (BUDGET_WARNING.format(budget_ms),)
+            break
         voxel = _middle(wrong, geometry)
-        state = _play_point(play_round, state, voxel, positive=positive)
+        state = _play_point(play_round, state, voxel, positive=positive, hint=hint)
         played.append(state)
     return replace(
         state,
@@ -152,16 +177,22 @@ def _play_drawn(
             state.prediction,
             encode_ms=sum(one.prediction.encode_ms for one in played),
             click_ms=sum(one.prediction.click_ms for one in played),
+            warnings=tuple(dict.fromkeys((*state.prediction.warnings, *warnings))),
         ),
     )
 
 
 def _play_point(
-    play_round: PlayRound, before: RoundState | None, voxel: Voxels, *, positive: bool
+    play_round: PlayRound,
+    before: RoundState | None,
+    voxel: Voxels,
+    *,
+    positive: bool,
+    hint: RoundHint,
 ) -> RoundState:
     point = Point.voxel(voxel.tolist(), positive=positive)
     seen = (PromptSet() if before is None else before.seen).add(point)
-    return replace(play_round(seen, before), seen=seen)
+    return replace(play_round(seen, before, hint), seen=seen)
 
 
 def _claim(
@@ -175,6 +206,7 @@ def _claim(
             is_positive=prompt.positive,
             drawn=line,
             limit=policy.scribble_corrections,
+            extent_mm=_extent_mm(line, geometry) * policy.scribble_reach,
         )
         return replace(claim, inside=line) if prompt.positive else replace(claim, outside=line)
     if isinstance(prompt, Lasso | Painted):
@@ -188,6 +220,7 @@ def _claim(
         outside=_rest_of_slice(moved, geometry),
         drawn=inside,
         limit=policy.slice_box_corrections,
+        extent_mm=_extent_mm(inside, geometry),
     )
 
 
@@ -199,6 +232,7 @@ def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolic
         is_positive=prompt.positive,
         drawn=voxels,
         limit=policy.lasso_corrections,
+        extent_mm=_extent_mm(voxels, geometry),
     )
     if not prompt.positive:
         return replace(claim, outside=voxels)
@@ -208,6 +242,10 @@ def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolic
         outside=prompt.outside(geometry),
         margin_mm=WELL_OUTSIDE * float(depth.max()),
     )
+
+
+def _extent_mm(voxels: Voxels, geometry: Geometry) -> float:
+    return float(((np.ptp(voxels, axis=0) + 1) * geometry.spacing).max())
 
 
 def _rest_of_slice(box: SliceBox, geometry: Geometry) -> Voxels:

@@ -35,6 +35,10 @@ class RoundHint:
     extent_mm: float | None = None
 
 
+BUDGET_WARNING: Final = (
+    "The budget of {:.0f} ms was spent before everything was looked at; give the next prompt where "
+    "the mask is still wrong, or raise the budget."
+)
 NO_HINT: Final = RoundHint()
 
 

@@ -25,7 +25,7 @@ from fastsam3d.preprocess.roi import (
 from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
-from fastsam3d.session.history import NO_HINT, RoundHint, RoundState
+from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
@@ -47,10 +47,6 @@ EMPTY_WARNING = (
 BLANK_WARNING = "The volume is constant around the prompts, so nothing can be found there."
 NEGATIVE_WARNING = "A negative point selects nothing by itself; add a positive point or a box."
 EMPTY_MASK_WARNING = "The mask prompt marks no voxel and was ignored."
-BUDGET_WARNING = (
-    "The budget of {:.0f} ms was spent before everything was looked at; give the next prompt where "
-    "the mask is still wrong, or raise the budget."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,10 +251,9 @@ class Round:
         return again if is_kept else None
 
     def _grow(self, look: Look) -> Look:
-        """Make the ROI larger while it cuts the mask off on more sides than tiles can follow."""
-        fewest = self.policy.max_cut_faces if self.policy.max_tiles else 0
+        """Make the ROI larger while it cuts the mask off."""
         for _ in range(self.policy.max_growths):
-            if look.extent.num_cut_faces <= fewest:
+            if not look.extent.num_cut_faces:
                 break
             points = voxel_to_roi(self._positives(), self.volume.geometry, look.roi)
             roi = scale.grown_roi(self.policy, self.volume.geometry, look.roi, look.extent, points)

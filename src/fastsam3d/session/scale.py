@@ -49,7 +49,8 @@ class ScalePolicy:
         face_penalty: Taken off where the mask is cut off by a face of the ROI.
         tiny_penalty: Taken off where the mask's extent is below `tiny_voxels`.
         tiny_voxels: Extent in ROI voxels below which an object is too small for the ROI.
-        face_contact: Part of an ROI face that the mask must cover to count as cut off.
+        face_contact: Part of an ROI face that the mask must cover to count as cut off, so that the
+            ROI grows; where less is covered, the object is long and ROIs are added.
         trim: Part of the mask's voxels that its extent leaves out at each end of an axis.
         target_extent: Extent of the object over the ROI's side that refining aims at.
         smallest_extent: Refine where the extent is below this part of the side.
@@ -68,8 +69,6 @@ class ScalePolicy:
         max_tiles: How many overlapping ROIs of the same spacing a prompt may add where the mask
             runs into a face; see `mosaic`.
         tile_contact: Part of a face that the mask must cover there for a further ROI.
-        max_cut_faces: A mask that is cut off at more faces than this is large in all directions:
-            the ROI grows. At fewer it is long: ROIs are added. Without `max_tiles` it grows.
         budget_ms: Estimated work that a prompt may take; 0 for no bound. See `budget`.
         encode_ms: Price of an encode in that estimate.
         click_ms: Price of a decode, and of what goes with it.
@@ -103,7 +102,6 @@ class ScalePolicy:
     growth_extent: float = 0.75
     max_tiles: int = 6
     tile_contact: float = 0.002
-    max_cut_faces: int = 2
     budget_ms: float = 0.0
     encode_ms: float = 600.0
     click_ms: float = 200.0

@@ -416,7 +416,12 @@ class Session:
         for count in range(0 if state is None else len(state.prompts), len(prompts)):
             part = PromptSet(prompts.prompts[: count + 1])
             state = play_prompt(
-                partial(self._play_round, channel), state, part, self.volume.geometry, self._drawn
+                partial(self._play_round, channel),
+                state,
+                part,
+                self.volume.geometry,
+                self._drawn,
+                budget_ms=self._policy.budget_ms,
             )
             state = replace(state, channel=channel)
             self._states.put(state)
