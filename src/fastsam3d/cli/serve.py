@@ -67,10 +67,12 @@ class ArchiveOptions:
     Attributes:
         dicomweb_url: Root of a DICOMweb service.
         datastore: Folder of images and labels.
+        ohif: Folder of the OHIF page that comes with MONAI Label, to be served at /ohif/.
     """
 
     dicomweb_url: str | None = None
     datastore: Path | None = None
+    ohif: Path | None = None
 
 
 def serve(
@@ -106,6 +108,7 @@ def serve(
             threads=engine.threads,
             dicomweb_url=archives.dicomweb_url,
             datastore_dir=archives.datastore,
+            ohif_dir=archives.ohif,
         )
         _require_server()
         from fastsam3d.server import run

@@ -1,6 +1,6 @@
 """The MONAI Label wire protocol, for 3D Slicer's and OHIF's plug-ins of that name.
 
-Endpoints and forms as of MONAI Label 0.8.5; docs/server-api.md says what is answered how. Nothing
+Endpoints and forms as of MONAI Label 0.8.5; docs/clients/monai-label.md says what is answered how. Nothing
 is trained here, so those routes answer that nothing runs.
 """
 

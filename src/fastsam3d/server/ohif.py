@@ -46,7 +46,8 @@ _POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_UID: Final = r"[0-9.]{1,64}"
+# A look-ahead for the length; dots only between numbers, so that no segment is "..".
+_UID: Final = r"(?=[0-9.]{1,64}(?:/|$))[0-9]+(?:\.[0-9]+)*"
 _PATH: Final = re.compile(
     rf"(?:studies|series|instances"
     rf"|studies/{_UID}(?:/(?:series|instances|metadata))?"
