@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "Mask",
     "MaskPrompt",
     "ModelNotFoundError",
+    "Painted",
     "Point",
     "Prediction",
     "PromptError",
