@@ -93,7 +93,8 @@ def largest_plane(mask: BoxedMask) -> float:
             total += int(counts.sum())
             first = mask.region.start[axis]
             planes = first + np.arange(len(counts))
-            at_border = (planes == 0) | (planes == mask.shape[axis])
+            # A slab's outermost slice is often left out: no face of an ROI, but a large plane.
+            at_border = (planes <= 1) | (planes >= mask.shape[axis] - 1)
             largest = max(largest, int(counts[~at_border].max(initial=0)))
     return largest / total
 

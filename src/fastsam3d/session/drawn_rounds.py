@@ -13,7 +13,7 @@ drawing         must be in the mask              must not
 scribble        its line                         (negative) its line
 lasso           its inside, well inside          the rest of its slice, well outside;
                                                  (negative) its inside
-slice box       most of the ellipse within it    the rest of its slice
+slice box       middle of the ellipse within it  the rest of its slice
 ==============  ===============================  =========================================
 """
 
@@ -42,8 +42,9 @@ WELL_INSIDE: Final = 0.5
 """Part of a lasso's greatest depth below which its inside claims nothing: people draw loosely."""
 WELL_OUTSIDE: Final = 0.2
 """Part of that depth within which its outside claims nothing."""
-BOX_CORE: Final = 0.85
-"""Size of what a slice box claims over that of the ellipse within it: structures are round."""
+BOX_CORE: Final = 0.5
+"""Size of what a slice box claims over that of the ellipse within it: structures are round, but a
+larger claim makes a correction of every dent."""
 
 
 class PlayRound(Protocol):
