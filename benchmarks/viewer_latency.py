@@ -2,11 +2,11 @@
 
     python benchmarks/viewer_latency.py SCAN.nii.gz I,J,K --output benchmarks/viewer_latency.json
 
-Headless Chromium draws in software, so its part is an upper bound of what a graphics card needs. A
-click is the release of the mouse button; shown is when the pixels of the new mask have been computed
-(`readPixels` waits for them). Each measured click is the second of its object, at another voxel every
-time, and is undone before the next, so none is answered from memory. The goal: at most 1.3 times the
-server's `click_ms` plus 60 ms.
+Headless Chromium draws in software, so its part is an upper bound of what a graphics card needs.
+A click is the release of the mouse button; shown is when the pixels of the new mask have been
+computed (`readPixels` waits for them). Each measured click is the second of its object, at another
+voxel every time, and is undone before the next, so none is answered from memory. The goal: at most
+1.3 times the server's `click_ms` plus 60 ms.
 """
 
 from __future__ import annotations

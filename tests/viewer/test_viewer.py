@@ -5,7 +5,7 @@ import io
 import httpx2 as httpx
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from PIL import Image
 
 from fastsam3d.io import read_volume
@@ -377,8 +377,8 @@ def test_nothing_is_fetched_from_elsewhere(page):
 def write_dicom(folder, description, uid, count=12):
     """One axial series as a scanner stores it; the browser cannot show it by itself."""
     folder.mkdir(exist_ok=True)
-    image = sitk.GetImageFromArray(np.asarray(phantom().array)[..., :count].T)
-    writer = sitk.ImageFileWriter()
+    image = SimpleITK.GetImageFromArray(np.asarray(phantom().array)[..., :count].T)
+    writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     tags = {"0020|000e": uid, "0008|103e": description, "0008|0060": "CT", "0020|0037": AXES}
     for k in range(count):
@@ -412,7 +412,7 @@ def test_a_scan_over_time_shows_its_first_volume_and_lets_choose(page, tmp_path)
     path = tmp_path / "cine.nii.gz"
     series = np.stack([np.full((9, 8, 7), 10 * time, np.int16) for time in range(3)], -1)
     series[0] = 1
-    sitk.WriteImage(sitk.GetImageFromArray(series.T, isVector=False), path)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(series.T, isVector=False), path)
     open_scan(page, path)
     assert page.evaluate(f"{APP}.view.valueAt([0.5, 0.5, 0.5])") == 0
     page.evaluate(f"globalThis.former = {APP}.state.scan")
@@ -420,3 +420,17 @@ def test_a_scan_over_time_shows_its_first_volume_and_lets_choose(page, tmp_path)
     until(page, f"{APP}.state.scan !== globalThis.former && {READY}")
     assert page.evaluate(f"{APP}.view.valueAt([0.5, 0.5, 0.5])") == 20
     assert state(page, "scan.time") == 2
+
+
+def test_alternatives_are_offered_and_one_can_be_chosen(page):
+    click_voxel(page, "axial", FIRST)
+    answered = f"({APP}.state.candidates || document.querySelector('.toast'))"
+    page.get_by_role("button", name="Alternatives").click()
+    until(page, answered)
+    if state(page, "candidates") is None:
+        # The toy model has one reading; the page says so.
+        assert page.get_by_text("No alternatives").is_visible()
+        return
+    page.locator("#candidates button").nth(1).click()
+    until(page, f"{APP}.state.candidates.chosen === 1")
+    assert page.locator("#candidates [aria-checked=true]").count() == 1

@@ -31,7 +31,10 @@ def test_all_files_that_the_page_names_exist_and_none_is_elsewhere(client):
     names = set(re.findall(r'(?:src|href)="([^"#]+)', page))
     modules = files("fastsam3d.server.viewer") / "static" / "js"
     for module in modules.iterdir():
-        names |= {f"viewer/js/{name}" for name in re.findall(r'from "\./(.+?)"', module.read_text('utf-8'))}
+        names |= {
+            f"viewer/js/{name}"
+            for name in re.findall(r'from "\./(.+?)"', module.read_text("utf-8"))
+        }
     assert len(names) > 10
     for name in names:
         assert client.get(f"/{name}").status_code == 200, name

@@ -1,4 +1,4 @@
-"""The page's arithmetic, in the browser that runs it: masks off the wire, and whose voxel is whose."""
+"""The page's arithmetic, in the browser that runs it: masks off the wire, voxels of two grids."""
 
 import itertools
 
@@ -20,9 +20,12 @@ SHAPE = (7, 10, 13)
 
 @pytest.fixture(scope="module")
 def page():
-    with chromium() as browser, serving(toy_app(port=0)) as address:
-        with opened(browser, address) as page:
-            yield page
+    with (
+        chromium() as browser,
+        serving(toy_app(port=0)) as address,
+        opened(browser, address) as page,
+    ):
+        yield page
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])

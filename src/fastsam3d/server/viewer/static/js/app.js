@@ -36,7 +36,6 @@ export class App {
     this.statisticsTimer = 0;
     this.formerLayout = null;
     this.creating = null;
-    this.hasCandidates = true;
     this.stageTimer = 0;
     this.api.addEventListener("progress", ({ detail }) => this.showStage(detail.stage));
     this.api.addEventListener("trouble", ({ detail }) => this.fail(detail));
@@ -391,8 +390,8 @@ export class App {
       const { header } = this.masks.get(object);
       this.measureLatency(since, header.click_ms);
       for (const warning of header.warnings) toast("Please check the result", warning, "info");
+      this.store.set({ candidates: null });
       await this.notePrompts(object, [prompt], reply.result.prompts);
-      await this.fetchCandidates(object);
     } finally {
       this.store.set({ pending: this.state.pending.filter((item) => item !== pending) });
     }
@@ -456,26 +455,27 @@ export class App {
 
   // Candidates
 
-  /** Other readings of the click, where the model has them. */
-  async fetchCandidates(object) {
-    if (!this.hasCandidates) return;
-    try {
-      const { reply } = await this.api.request("candidates", { object });
-      const items = reply.result.candidates;
-      const chosen = items.findIndex((item) => item.chosen);
-      this.store.set({ candidates: items.length > 1 ? { object, items, chosen } : null });
-    } catch (error) {
-      // A model without candidates says so once; then nobody asks again.
-      this.hasCandidates = isFatal(error);
-      this.store.set({ candidates: null });
+  /** Other readings of the prompts, where the model has them; asked for, since they cost a while. */
+  async findCandidates() {
+    const object = this.store.activeObject;
+    if (!object?.prompts.length || object.locked) return;
+    showProgress("Looking for alternatives");
+    const reply = await this.call("candidates", { object: object.id });
+    const items = reply?.result.candidates ?? [];
+    if (reply && items.length < 2) {
+      toast("No alternatives", "The model is sure of this one; correct it with clicks.", "info");
     }
+    const chosen = items.findIndex(({ kind }) => kind === "answer");
+    this.store.set({ candidates: items.length > 1 ? { object: object.id, items, chosen } : null });
   }
 
   async chooseCandidate(index) {
     const { candidates } = this.state;
-    if (!candidates) return;
+    if (!candidates?.items[index]) return;
     const reply = await this.call("candidate.choose", { object: candidates.object, index });
-    if (reply) this.store.set({ candidates: { ...candidates, chosen: index } });
+    if (!reply) return;
+    await this.fetchPrompts();
+    this.store.set({ candidates: { ...candidates, chosen: index } });
   }
 
   // Objects

@@ -243,6 +243,7 @@ function wireDisplay(app) {
     view.contentOf3d = target.checked ? "objects" : "scan";
     view.draw();
   };
+  byId("find-candidates").onclick = () => app.findCandidates();
   byId("add-object").onclick = () => app.addObject();
   byId("clear-prompts").onclick = () => app.removePrompts(store.activeObject.prompts.map((p) => p.id));
   for (const button of document.querySelectorAll("[data-export]")) {

@@ -10,7 +10,7 @@ export function buildPanels(app) {
   const { store } = app;
   store.watch(["study", "active", "hidden"], (state) => drawObjects(app, state));
   store.watch(["study", "active"], () => drawPrompts(app));
-  store.watch(["candidates"], (state) => drawCandidates(app, state));
+  store.watch(["candidates", "study", "active"], (state) => drawCandidates(app, state));
   store.watch(["statistics", "active", "study"], (state) => drawStatistics(store, state));
   store.watch(["connection", "latency", "server"], drawStatus);
   store.watch(["study"], ({ study }) => {
@@ -186,7 +186,10 @@ function goTo(app, prompt) {
 const CANDIDATE_NAMES = { part: "Part", answer: "Answer", whole: "Whole" };
 
 function drawCandidates(app, { candidates }) {
-  byId("candidates-section").hidden = !candidates;
+  const object = app.store.activeObject;
+  byId("candidates-section").hidden = !object?.prompts.length || object.locked;
+  byId("find-candidates").hidden = Boolean(candidates);
+  byId("candidates").hidden = !candidates;
   if (!candidates) return;
   byId("candidates").replaceChildren(
     ...candidates.items.map((item, n) =>

@@ -39,7 +39,7 @@ function rounded(value) {
 
 /** A prompt in words, for the list. */
 export function describePrompt(prompt) {
-  const names = { point: "Click", box: "Box in 3D", slice_box: "Box", scribble: "Scribble", lasso: "Lasso", mask: "Mask" };
+  const names = { point: "Click", box: "Box in 3D", slice_box: "Box", scribble: "Scribble", lasso: "Lasso", mask: "Chosen mask" };
   const icons = { point: null, box: "box", slice_box: "box", scribble: "scribble", lasso: "lasso", mask: "cube" };
   const isPositive = prompt.positive !== false;
   const name = names[prompt.type] ?? prompt.type;

@@ -45,6 +45,7 @@ function table(app) {
       [["N"], "new object", key("n"), () => app.addObject()],
       [["H"], "hide or show the object", key("h"), () => active() && app.setHidden(active().id, !store.state.hidden.has(active().id))],
       [["K"], "lock or unlock the object", key("k"), () => active() && app.setLocked(active().id, !active().locked)],
+      [["A"], "alternatives", key("a"), () => app.findCandidates()],
       [["Alt", "1…9"], "choose a candidate", (e) => e.altKey && /^Digit[1-9]$/.test(e.code), (e) => app.chooseCandidate(Number(e.code[5]) - 1)],
       [["P"], "show or hide prompts", key("p"), () => store.set({ showMarks: !store.state.showMarks })],
       [["Ctrl", "S"], "save as NIfTI", (e) => command(e, "s"), () => active() && app.save("nii.gz")],
