@@ -128,6 +128,10 @@ class LeaseTable:
         idle, live = self.idle_s - (now - lease.worked), self.liveness_s - (now - lease.seen)
         return max(0.0, min(idle, live))
 
+    def idle_left_s(self, lease: Lease) -> float:
+        """Return how long a lease lasts without more work."""
+        return max(0.0, self.idle_s - (self._clock() - lease.worked))
+
     def release(self, token: str | None) -> bool:
         """End a lease; ending it twice does nothing.
 
