@@ -164,7 +164,8 @@ def predict(session: Session, ask: Ask) -> Answer:
         CheckpointError: The model returned logits that are not finite.
     """
     volume = session.volume
-    labels: NDArray[Any] = np.zeros(volume.shape, ask.form.dtype)
+    # In the order of files, which saves turning a whole volume round.
+    labels: NDArray[Any] = np.zeros(volume.shape, ask.form.dtype, order="F")
     found: dict[str, Prediction] = {}
     for name, prompts in ask.prompts.items():
         prediction = session.predict(prompts)
