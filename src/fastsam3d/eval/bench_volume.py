@@ -299,7 +299,7 @@ def time_files(
         point = ",".join(str(side // 2) for side in shape)
         command = [sys.executable, "-m", "fastsam3d", "segment", str(image), "--point", point]
         command += ["-o", str(mask), "--force", "--model", config.model, "--device", config.device]
-        samples = [_run(command, config.threads) for _ in range(config.rounds)]
+        samples = [run_measured(command, config.threads) for _ in range(config.rounds)]
         best = min(samples, key=lambda sample: sample["cpu_s"])
         peak = max(sample["peak_bytes"] for sample in samples)
         num_bytes = 2 * math.prod(shape)
@@ -341,14 +341,27 @@ def _add_ball(array: NDArray[np.int16], centre: Shape) -> None:
     box: list[slice] = []
     for middle, spacing, side in zip(centre, SPACING_MM, array.shape, strict=True):
         far = math.ceil(BALL_MM / 2 / spacing)
-        box.append(slice(max(0, middle - far), min(side, middle + far + 1)))
-        squares.append(((np.arange(box[-1].start, box[-1].stop) - middle) * spacing) ** 2)
+        first, stop = max(0, middle - far), min(side, middle + far + 1)
+        box.append(slice(first, stop))
+        offsets_mm = (np.arange(first, stop, dtype=np.float64) - middle) * spacing
+        squares.append(np.square(offsets_mm))
     inside = squares[0][:, None, None] + squares[1][:, None] + squares[2] < (BALL_MM / 2) ** 2
     array[tuple(box)] += np.where(inside, 200, 0).astype(np.int16)
 
 
-def _run(command: list[str], threads: int) -> dict[str, float]:
-    """Run a command; return its wall time, processor time and peak resident memory."""
+def run_measured(command: list[str], threads: int) -> dict[str, float]:
+    """Run a command in a process that is watched.
+
+    Args:
+        command: What to run.
+        threads: Given to OpenMP.
+
+    Returns:
+        ``wall_s``, ``cpu_s`` and ``peak_bytes`` of resident memory.
+
+    Raises:
+        ConfigError: It failed; its last words are in the message.
+    """
     watcher = [sys.executable, "-c", _WATCHER, json.dumps(command)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(  # noqa: S603 - this package's own command
