@@ -54,7 +54,8 @@ class SuggestPolicy:
     Attributes:
         spacings_mm: Spacings at which to look; each is limited by the volume.
         max_points: Clicks to ask, all spacings together: most of the time that it takes.
-        core: Part of an ROI's side in which it is asked, the rest is context.
+        core: Part of an ROI's side within which its clicks lie; larger means fewer encodings and
+            worse answers, since models are trained to be asked in the middle.
         min_intensity: Clicks darker than this part of the range between the 1st and the 99th
             percentile are on air or background and not asked.
         min_quality: Predicted quality below which an answer is dropped.
@@ -74,7 +75,7 @@ class SuggestPolicy:
 
     spacings_mm: tuple[float, ...] = (3.0, 1.5)
     max_points: int = 256
-    core: float = 0.6
+    core: float = 0.25
     min_intensity: float = 0.1
     min_quality: float = 0.3
     min_stability: float = 0.5

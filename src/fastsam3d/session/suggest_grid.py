@@ -1,8 +1,9 @@
 """Where to click when nobody does: pure functions of the volume's grid and intensities.
 
-Each level has one spacing. ROIs of that spacing tile the volume so that each has a core of its own
-to be asked in, with context around it; clicks lie on a lattice in millimetres over the whole
-volume, without those on air. Coordinates with `_mm` count from the corner of the canonical volume.
+Each level has one spacing. The volume is cut into cells, each with an ROI of that spacing around
+the clicks in it, so that they lie near its middle. The clicks are a lattice in millimetres over the
+whole volume, without those on air. Coordinates with `_mm` count from the corner of the canonical
+volume.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def plan_levels(
         volume: Where to look.
         spacings_mm: Of the levels; those that make no difference on this volume count once.
         size: Side of an ROI in voxels.
-        core: Part of an ROI's side in which it is asked, where the volume does not fit in it.
+        core: Side of a cell, over that of an ROI.
         max_points: Of all levels together, which share them equally.
         min_intensity: Voxels below this part of the range between the 1st and the 99th
             percentile are air or background.
@@ -105,7 +106,7 @@ def _tiles(
     geometry = volume.geometry
     sides_mm = _sides_mm(geometry)
     roi_mm = size * spacing_mm
-    counts = [1 if n <= roi_mm else math.ceil(n / (core * roi_mm)) for n in sides_mm.tolist()]
+    counts = [math.ceil(n / (core * roi_mm)) for n in sides_mm.tolist()]
     voxels, at_mm = _clicks(volume, max_points, threshold)
     cell = np.minimum(np.floor(at_mm / sides_mm * counts), np.subtract(counts, 1)).astype(int)
     tiles: list[Tile] = []
@@ -113,9 +114,9 @@ def _tiles(
         inside = (cell == index).all(axis=1)
         if not inside.any():
             continue
-        centre_mm = (np.asarray(index) + 0.5) * sides_mm / counts
-        i, j, k = (centre_mm / canonical_spacing(geometry) - 0.5).tolist()
-        tiles.append(Tile(Roi((i, j, k), spacing_mm, size), voxels[inside]))
+        # Models see best what is clicked in the middle of the ROI.
+        centre = voxels[inside].mean(axis=0)
+        tiles.append(Tile(Roi.around(centre, geometry, spacing_mm, size), voxels[inside]))
     return tuple(tiles)
 
 
