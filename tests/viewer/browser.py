@@ -20,6 +20,8 @@ FLAGS = (
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
 )
+# Small, for graphics are drawn in software here.
+VIEWPORT = {"width": 1040, "height": 460}
 APP = "globalThis.fastsam3dViewer"
 READY = f"{APP}?.state.phase === 'ready'"
 IDLE = f"{APP}.state.pending.length === 0"
@@ -57,7 +59,7 @@ def until(page, expression, timeout_s=30):
 @contextmanager
 def opened(browser, address, **options):
     """Open the page; what it reports as an error fails the test."""
-    context = browser.new_context(viewport={"width": 1000, "height": 700}, **options)
+    context = browser.new_context(viewport=VIEWPORT, **options)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -124,8 +124,14 @@ SHOW = """async ([bytes, name, voxels]) => {
 }"""
 
 
-@pytest.mark.parametrize("name", ORIENTATIONS)
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+FILES = [
+    *((name, ".nii.gz") for name in ORIENTATIONS),
+    ("axes swapped", ".nrrd"),
+    ("axes swapped", ".mha"),
+]
+
+
+@pytest.mark.parametrize(("name", "suffix"), FILES)
 def test_niivue_shows_the_intensity_of_the_voxel_that_the_page_means(page, tmp_path, name, suffix):
     affine = np.eye(4)
     affine[:3, :3] = ORIENTATIONS[name]
