@@ -57,6 +57,7 @@ validate_paired_img_gt(model, image, label, output, num_clicks=1)
 
 def compare(options: argparse.Namespace) -> None:
     """Run both paths in turn and write every time."""
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="fastsam3d-bench-") as scratch:
         folder = Path(scratch)
         image, label, mask = (folder / name for name in ("ct.nii.gz", "label.nii.gz", "m.nii.gz"))
@@ -92,7 +93,7 @@ def compare(options: argparse.Namespace) -> None:
         "device": cpu_name(),
         "threads": options.threads,
         "python": platform.python_version(),
-        "load_average_before": os.getloadavg()[0],
+        "load_average_before": load_before,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "shape": SHAPE,
         "volume_bytes": num_bytes,
@@ -123,11 +124,11 @@ def plot(record_path: Path, output: Path) -> None:
     record = json.loads(record_path.read_text(encoding="utf-8"))
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     sizes = record["sizes"]
-    voxels = [np.prod(row["shape"]) / 1e6 for row in sizes]
+    places = list(range(len(sizes)))
     clicks, objects = record["clicks"], record["objects"]
     curves = [
-        (axes[0], voxels, [row["first_cpu_ms"] for row in sizes], "first click, encoding included"),
-        (axes[0], voxels, [row["later_cpu_ms"] for row in sizes], "one more click"),
+        (axes[0], places, [row["first_cpu_ms"] for row in sizes], "first click, encoding included"),
+        (axes[0], places, [row["later_cpu_ms"] for row in sizes], "one more click"),
         (axes[1], [r["clicks"] for r in clicks], [r["cpu_ms"] for r in clicks], ""),
         (axes[2], [r["objects"] for r in objects], [r["first_cpu_ms"] for r in objects], "first"),
         (axes[2], [r["objects"] for r in objects], [r["later_cpu_ms"] for r in objects], "second"),
@@ -135,7 +136,7 @@ def plot(record_path: Path, output: Path) -> None:
     for number, (ax, x, y, label) in enumerate(curves):
         colour = "#0072b2" if number in {0, 3} else "#d55e00"
         ax.plot(x, y, marker="o", markersize=4, color=colour, label=label)
-    axes[0].set(xscale="log", xlabel="million voxels", title="Size of the volume")
+    axes[0].set(xlabel="voxels", title="Size of the volume")
     axes[1].set(xlabel="the n-th click on one object", title="Clicks")
     axes[2].set(xlabel="the n-th object of a study", title="Objects")
     for ax in axes:
@@ -143,13 +144,25 @@ def plot(record_path: Path, output: Path) -> None:
         ax.set_ylabel("ms of processor time")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
-    axes[2].legend(frameon=False, fontsize=9, title="click on it")
+    axes[0].set_xticks(places, [shape_label(row["shape"]) for row in sizes], fontsize=8)
+    for ax, rows in ((axes[1], clicks), (axes[2], objects)):
+        ax.set_xticks(range(1, len(rows) + 1, max(1, len(rows) // 8)))
+    axes[0].legend(frameon=False, fontsize=9, loc="center right")
+    axes[2].legend(frameon=False, fontsize=9, loc="center right", title="click on it")
+    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
     figure.suptitle(
-        f"{record['config']['model']}, {record['threads']} thread(s), {record['device']}",
+        f"{record['config']['model']}, {threads}, {record['device']}",
         fontsize=10,
     )
     figure.savefig(output, dpi=130)
+
+
+def shape_label(shape: list[int]) -> str:
+    """Return a shape in few letters."""
+    a, b, c = shape
+    if a == b == c:
+        return f"{a}³"
+    return f"{a}²\nx {c}" if a == b else f"{a} x {b}\nx {c}"
 
 
 def main() -> None:

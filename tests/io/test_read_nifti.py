@@ -291,3 +291,15 @@ def test_masks_are_labels(file: Path) -> None:
     file.write_bytes(nifti(ARRAY - 1))
     with pytest.raises(VolumeReadError, match=r"'image\.nii\.gz' as a mask: .* whole numbers"):
         read_mask(file)
+
+
+def test_compressed_voxels_are_inflated_into_their_place(file: Path) -> None:
+    array = np.random.default_rng(0).integers(-1000, 1000, (128, 128, 96)).astype(np.int16)
+    file.write_bytes(gzip.compress(nifti(array), 1))
+    read_volume(file)
+    tracemalloc.start()
+    volume = read_volume(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(volume.array, array)
+    assert peak < 1.6 * array.nbytes

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,31 @@ def test_voxels_can_stay_as_they_are_for_readers_that_cannot_inflate(tmp_path: P
     write_volume(volume, tmp_path / "plain.nrrd", is_compressed=False)
     assert (tmp_path / "plain.nrrd").read_bytes().endswith(bytes(4 * 5 * 6))
     assert b"encoding: raw" in (tmp_path / "plain.nrrd").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_any_memory_order_of_many_slices_gives_the_same_file(tmp_path: Path, suffix: str) -> None:
+    labels = (np.arange(3 * 4 * 150).reshape(3, 4, 150) % 7).astype(np.uint8)
+    orders = {
+        "k fastest": labels,
+        "i fastest": np.asfortranarray(labels),
+        "backwards": np.ascontiguousarray(labels[::-1, :, ::-1])[::-1, :, ::-1],
+    }
+    written = []
+    for name, array in orders.items():
+        path = tmp_path / f"mask{suffix}"
+        write_mask(Mask(array, Geometry(labels.shape, AFFINE)), path)
+        np.testing.assert_array_equal(read_mask(path).array, labels, err_msg=name)
+        written.append(path.read_bytes())
+    assert len(set(written)) == 1
+
+
+def test_writing_needs_the_memory_of_a_few_slices(tmp_path: Path) -> None:
+    shape = (64, 64, 1024)
+    mask = Mask(np.zeros(shape, np.uint8), Geometry(shape, AFFINE))
+    write_mask(mask, tmp_path / "first.nii.gz")
+    tracemalloc.start()
+    write_mask(mask, tmp_path / "mask.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < mask.array.nbytes / 2

@@ -461,3 +461,12 @@ def test_a_box_that_does_not_fit_in_the_roi_moves_it():
     box = Region((5, 5, 5), (45, 45, 45))
     assert first.roi.union(box) != first.roi
     assert second.roi.union(box) == second.roi
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_mask_lies_in_memory_as_its_volume_does(order):
+    volume = ball_volume(shape=(24, 25, 26), centre_mm=(12, 12, 12), radius_mm=5.0)
+    session = make_session(Volume(np.array(volume.array, order=order), volume.geometry))
+    mask = session.add_point((12, 12, 12)).mask.array
+    assert mask.flags.f_contiguous is (order == "F")
+    assert mask.any()
