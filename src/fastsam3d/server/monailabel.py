@@ -1,7 +1,7 @@
 """The MONAI Label wire protocol, for 3D Slicer's and OHIF's plug-ins of that name.
 
-Endpoints and forms as of MONAI Label 0.8.5; docs/clients/monai-label.md says what is answered how. Nothing
-is trained here, so those routes answer that nothing runs.
+Endpoints and forms as of MONAI Label 0.8.5; docs/clients/monai-label.md says what is answered how.
+Nothing is trained here, so those routes answer that nothing runs.
 """
 
 from __future__ import annotations
