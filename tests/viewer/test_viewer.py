@@ -348,7 +348,12 @@ def test_a_finger_adds_and_a_long_press_removes(browser, address, scan):
         x, y = stage_position(page, "axial", FIRST)
         page.touchscreen.tap(x, y)
         until(page, f"{APP}.state.latency !== null && {IDLE}")
-        assert [p["positive"] for p in prompts(page)[0]] == [True]
+        finger = page.context.new_cdp_session(page)
+        touch = {"type": "touchStart", "touchPoints": [{"x": x + 20, "y": y}]}
+        finger.send("Input.dispatchTouchEvent", touch)
+        until(page, f"{APP}.state.study.objects[0].num_prompts === 2")
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        assert [p["positive"] for p in prompts(page)[0]] == [True, False]
         sizes = page.evaluate(
             """[...document.querySelectorAll("button")].filter((b) => b.offsetParent)
             .map((b) => [b.id || b.className, b.offsetWidth, b.offsetHeight])"""
