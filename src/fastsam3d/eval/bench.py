@@ -272,9 +272,11 @@ def _over_floor(row: dict[str, Any]) -> dict[str, float]:
     """Return how many times as long as the device's limit encoding and a click take."""
     found: dict[str, float] = {}
     for suffix in ("", "_cpu"):
-        gemm = row.get(f"gemm{suffix}")
-        for part in ("encode", "click") if gemm and "gemm_flops" in row else ():
-            floor_ms = gemm["p50_ms"] * row[f"{part}_flops"] / row["gemm_flops"]
+        if f"gemm{suffix}" not in row or "gemm_flops" not in row:
+            continue
+        ms_per_flop: float = row[f"gemm{suffix}"]["p50_ms"] / row["gemm_flops"]
+        for part in ("encode", "click"):
+            floor_ms = ms_per_flop * row[f"{part}_flops"]
             found[part + suffix] = row[part + suffix]["p50_ms"] / floor_ms
     return found
 
