@@ -7,9 +7,12 @@ import time
 
 import numpy as np
 import pytest
+import urllib3
+import websockets.sync.client
 
 from fastsam3d.errors import CheckpointError
 from fastsam3d.io import read_mask, read_volume
+from fastsam3d.server import native_ws
 from fastsam3d.volume import Geometry, Volume
 from fastsam3d.wire.frames import unpack_frame
 from fastsam3d.wire.masks import decode_runs
@@ -265,15 +268,28 @@ def test_metrics_count_sessions_answers_and_refusals(client, opened):
 
 def test_a_silent_socket_keeps_its_session_and_a_silent_client_does_not():
     with in_process(toy_app(liveness_s=0.3)) as client:
+        table = client.app.state.leases
+        now = [1000.0]
+        table._clock = lambda: now[0]
         silent, listening = (
             {"X-Lease-Token": client.post("/api/v1/sessions").json()["lease"]} for _ in range(2)
         )
         with client.websocket_connect(SOCKET) as socket:
             greeted(socket, listening)
-            time.sleep(0.8)
+            lease = table.find(listening["X-Lease-Token"])
+            for _ in range(3):
+                now[0] += 0.2
+                until(lambda: lease.seen == now[0])
             assert call(client, silent, type="undo").status_code == 410
             socket.send_json({"type": "undo", "seq": 4})
             assert socket.receive_json()["error"]["code"] == "no_volume"
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
 
 
 def test_embeddings_of_all_sessions_stay_within_their_bound(phantom_nii):
@@ -331,3 +347,29 @@ def test_a_failing_engine_is_told_to_its_client_alone(
     again = call(client, opened, type="prompt.add", object=1, prompts=[CENTRE])
     assert again.status_code == 200
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_not_served_on(live, phantom_nii):
+    root = f"{live.url}/api/v1"
+    headers = {"X-Lease-Token": urllib3.request("POST", f"{root}/sessions").json()["lease"]}
+    urllib3.request("PUT", f"{root}/session/volume", body=phantom_nii, headers=headers)
+    urllib3.request("POST", f"{root}/session/call", json={"type": "object.add"}, headers=headers)
+    lengths = []
+    original = native_ws.Connection._put
+
+    def counting(self, messages, **options):
+        original(self, messages, **options)
+        lengths.append(self._outbox.qsize())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_ws.Connection, "_put", counting)
+        with websockets.sync.client.connect(
+            f"ws://127.0.0.1:{live.port}/api/v1/session/ws", max_queue=1
+        ) as socket:
+            socket.send(json.dumps({"type": "hello", "lease": headers["X-Lease-Token"]}))
+            for seq in range(400):
+                socket.send(json.dumps({"type": "study.get", "seq": seq}))
+            told = [json.loads(socket.recv(5)) for _ in range(401)]
+    assert sorted(message.get("seq") for message in told[1:]) == list(range(400))
+    assert max(lengths) <= native_ws.MAX_PENDING
+    urllib3.request("DELETE", f"{root}/session", headers=headers)

@@ -10,6 +10,8 @@ import base64
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from fastsam3d.errors import PromptError, SessionStateError
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.prompts.plain import prompt_to_plain
@@ -162,7 +164,7 @@ class Desk:
         known: dict[int, Shown] = {}
         for item in state.objects:
             mask, old = state.shown[item.id], self._shown.get(item.id)
-            if old is not None and (old.mask is mask or old.mask.equals(mask)):
+            if old is not None and _is_same(old.mask, mask):
                 known[item.id] = old
                 continue
             if old is not None or not mask.is_empty:
@@ -352,6 +354,11 @@ def _add_prompts(study: Study, key: int, batches: Iterable[tuple[Prompt, ...]]) 
         new = [entry.id for entry in study.log(key).entries if entry.id not in known]
         outcome.result["prompts"] = new
     return outcome
+
+
+def _is_same(old: ObjectMask, new: ObjectMask) -> bool:
+    """Whether a mask need not be sent again; masks of other boxes are sent without looking."""
+    return old is new or (old.region == new.region and np.array_equal(old.array, new.array))
 
 
 def _colour(given: list[int] | None) -> tuple[int, int, int] | None:

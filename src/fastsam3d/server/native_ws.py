@@ -74,8 +74,9 @@ class Connection:
         self._lease = lease
         self._pending: dict[int, Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Requests taken whose answers are not sent: a client that does not read is not served on.
         self._slots = asyncio.Semaphore(MAX_PENDING)
-        self._outbox: asyncio.Queue[Sequence[str | bytes]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[tuple[Sequence[str | bytes], bool]] = asyncio.Queue()
 
     async def serve(self) -> None:
         """Take requests until the socket closes or the lease ends."""
@@ -120,23 +121,22 @@ class Connection:
                 pending = self._pending.get(call.seq)
                 is_cancelled = pending is not None and self._calls.cancel(pending)
                 done = {"type": "done", "seq": seq, "result": {"cancelled": is_cancelled}}
-                self._put([json.dumps(done)])
-                self._slots.release()
+                self._put([json.dumps(done)], is_end=True)
                 return
             loop = asyncio.get_running_loop()
-            told: list[str] = []
+            stages: list[str] = []
 
             def tell(stage: str) -> None:
-                if told[-1:] != [stage]:
-                    told.append(stage)
+                if stages[-1:] != [stage]:
+                    stages.append(stage)
                     progress = json.dumps({"type": "progress", "seq": seq, "stage": stage})
                     loop.call_soon_threadsafe(self._put, (progress,))
 
             pending = self._calls.submit(self._lease.room, call, tell)
         # Whatever is wrong with a request is its sender's affair, not the connection's.
         except Exception as error:  # noqa: BLE001
-            self._put([self._error(_seq_of(text, seq), self._calls.refused(error))])
-            self._slots.release()
+            told = self._error(_seq_of(text, seq), self._calls.refused(error))
+            self._put([told], is_end=True)
             return
         self._pending[call.seq] = pending
         task = asyncio.create_task(self._reply(call.seq, pending))
@@ -147,29 +147,31 @@ class Connection:
         try:
             answer = await self._calls.answer(pending)
         except ApiError as error:
-            self._put([self._error(seq, error)])
+            self._put([self._error(seq, error)], is_end=True)
         else:
             messages: list[str | bytes] = [
                 pack_frame({**header, "seq": seq}, payload) for header, payload in answer.masks
             ]
             messages.append(json.dumps({**answer.done, "seq": seq}))
-            self._put(messages)
+            self._put(messages, is_end=True)
         finally:
             if self._pending.get(seq) is pending:
                 del self._pending[seq]
-            self._slots.release()
 
     async def _write(self) -> None:
         while True:
-            for message in await self._outbox.get():
+            messages, is_end = await self._outbox.get()
+            for message in messages:
                 if isinstance(message, str):
                     await self._socket.send_text(message)
                 else:
                     await self._socket.send_bytes(message)
+            if is_end:
+                self._slots.release()
             self._outbox.task_done()
 
-    def _put(self, messages: Sequence[str | bytes]) -> None:
-        self._outbox.put_nowait(messages)
+    def _put(self, messages: Sequence[str | bytes], *, is_end: bool = False) -> None:
+        self._outbox.put_nowait((messages, is_end))
 
     def _error(self, seq: int | None, error: Any) -> str:
         return json.dumps({"type": "error", "seq": seq, **error.to_plain()})
