@@ -11,6 +11,7 @@ less the server's own `encode_ms` and `click_ms`.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -57,7 +58,7 @@ def summary(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {
         "p50": round(statistics.median(ordered), 2),
-        "p90": round(ordered[int(0.9 * (len(ordered) - 1))], 2),
+        "p90": round(ordered[math.ceil(0.9 * len(ordered)) - 1], 2),
     }
 
 
