@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 APP = "globalThis.fastsam3dViewer"
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 GOAL_FACTOR, GOAL_MS = 1.3, 60.0
+POLL_MS = 200  # the page takes its own times; asking it more often would take the cores of the model
 WATCH = f"""() => {{
     const {{ view }} = {APP};
     globalThis.times = {{ clicked: 0, shown: 0 }};
@@ -60,7 +61,7 @@ def until(page: Page, expression: str, timeout_s: float = 120.0) -> None:
     while not page.evaluate(f"Boolean({expression})"):
         if time.monotonic() > deadline:
             raise TimeoutError(expression)
-        page.wait_for_timeout(10)
+        page.wait_for_timeout(POLL_MS)
 
 
 def click(page: Page, voxel: list[int]) -> dict[str, float]:
