@@ -337,10 +337,35 @@ def test_a_box_places_the_roi():
     session = make_session(volume)
     result = session.add_box(Box.voxel((19, 25, 22), (32, 38, 35)))
     assert dice(result.mask.array, ball_truth(volume.geometry, (25.3, 31.2, 28.4), 6.3)) > 0.95
-    assert result.spacing_mm == pytest.approx(13 / (0.6 * 32))
-    box = session.predictor.model.decoded[0]["boxes"]
-    np.testing.assert_allclose(box, [[6.9, 6.9, 6.9, 26.1, 26.1, 26.1]], atol=1e-5)
-    assert session.predictor.model.decoded[0]["labels"].tolist() == [[-1]]
+    first, second = session.predictor.model.decoded
+    np.testing.assert_allclose(first["boxes"], [[6.9, 6.9, 6.9, 26.1, 26.1, 26.1]], atol=1e-5)
+    assert first["labels"].tolist() == [[-1]]
+    # Once more from the middle of what was found, at the spacing that a click there would get.
+    assert result.spacing_mm == 0.75
+    assert second["labels"].tolist() == [[1]]
+    assert second["points"].tolist() == [[[16, 16, 16]]]
+    assert second["boxes"] is not None
+
+
+def test_a_box_around_a_ring_is_answered_from_the_ring():
+    volume = ball_volume(centre_mm=(30, 30, 30), radius_mm=9)
+    array = volume.array.copy()
+    array[25:36, 25:36] = array.min()
+    session = make_session(Volume(array, volume.geometry))
+    session.add_box(Box.voxel((20, 20, 20), (41, 41, 41)))
+    middle = np.rint(session.logits[0].centre_voxel).astype(int)
+    assert array[tuple(middle)] > (array.min() + array.max()) / 2
+
+
+def test_a_box_in_which_nothing_is_found_is_asked_once():
+    class Blind(BrightModel):
+        def decode_masks(self, *args, **options):
+            logits, quality = super().decode_masks(*args, **options)
+            return torch.full_like(logits, -3.0), quality
+
+    session = make_session(model=Blind())
+    assert session.add_box(Box.voxel((20, 20, 20), (40, 40, 40))).region.is_empty
+    assert len(session.predictor.model.decoded) == 1
 
 
 def test_a_mask_prompt_by_itself_is_the_answer():

@@ -28,6 +28,7 @@ import numpy as np
 from fastsam3d.prompts import Lasso, Painted, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.history import BUDGET_WARNING, RoundHint
+from fastsam3d.session.middle import depth_mm, middle_voxel
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _play_drawn(
         if budget_ms and hint.spent_ms >= budget_ms:
             warnings = (BUDGET_WARNING.format(budget_ms),)
             break
-        voxel = _middle(wrong, geometry)
+        voxel = middle_voxel(wrong, geometry)
         state = _play_point(play_round, state, voxel, positive=positive, hint=hint)
         played.append(state)
     return replace(
@@ -203,7 +204,7 @@ def _claim(
     if isinstance(prompt, Scribble) or (isinstance(prompt, Painted) and is_stroke):
         line = prompt.line(geometry)
         claim = _Claim(
-            seed=_middle(line, geometry),
+            seed=middle_voxel(line, geometry),
             is_positive=prompt.positive,
             drawn=line,
             limit=policy.scribble_corrections,
@@ -216,7 +217,7 @@ def _claim(
     inside = np.argwhere(np.ones(moved.region.shape, np.bool_)) + moved.region.start
     from_centre = (inside - inside.mean(axis=0)) / (np.array(moved.region.shape) / 2)
     return _Claim(
-        seed=_middle(inside, geometry),
+        seed=middle_voxel(inside, geometry),
         inside=inside[np.linalg.norm(from_centre, axis=1) <= BOX_CORE],
         outside=_rest_of_slice(moved, geometry),
         drawn=inside,
@@ -227,9 +228,9 @@ def _claim(
 
 def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolicy) -> _Claim:
     voxels = prompt.voxels(geometry)
-    depth = _depth(voxels, geometry)
+    depth = depth_mm(voxels, geometry)
     claim = _Claim(
-        seed=_middle(voxels, geometry),
+        seed=middle_voxel(voxels, geometry),
         is_positive=prompt.positive,
         drawn=voxels,
         limit=policy.lasso_corrections,
@@ -280,38 +281,6 @@ def _lookup(mask: ObjectMask, voxels: Voxels) -> NDArray[np.bool_]:
     found = np.zeros(len(voxels), np.bool_)
     found[is_near] = mask.array[tuple(at[is_near].T)]
     return found
-
-
-def _middle(voxels: Voxels, geometry: Geometry) -> Voxels:
-    """Return the voxel deepest in the largest connected part, of equals that nearest its centre."""
-    ndimage: Any = import_module("scipy.ndimage")
-    low = voxels.min(axis=0)
-    inside = np.zeros(voxels.max(axis=0) - low + 1, np.bool_)
-    inside[tuple((voxels - low).T)] = True
-    labels, _ = ndimage.label(inside, structure=np.ones((3, 3, 3)))
-    of_voxels = labels[tuple((voxels - low).T)]
-    part = voxels[of_voxels == np.bincount(of_voxels).argmax()]
-    depth = _depth(part, geometry)
-    deepest = part[depth >= depth.max() * (1 - 1e-6)]
-    at_mm = deepest * np.asarray(geometry.spacing)
-    # Whole micrometres: noise of a last bit must not decide between equals.
-    from_centre = np.linalg.norm(at_mm - at_mm.mean(axis=0), axis=1).round(3)
-    return deepest[from_centre.argmin()]
-
-
-def _depth(voxels: Voxels, geometry: Geometry) -> NDArray[np.float64]:
-    """Return how deep each voxel of a set lies in it, mm; a flat set counts along its plane."""
-    ndimage: Any = import_module("scipy.ndimage")
-    flat = int(np.argmin(np.ptp(voxels, axis=0)))
-    low = voxels.min(axis=0) - 1
-    inside = np.zeros(voxels.max(axis=0) - low + 2, np.bool_)
-    inside[tuple((voxels - low).T)] = True
-    if np.ptp(voxels[:, flat]) > 0:
-        depth = ndimage.distance_transform_edt(inside, sampling=geometry.spacing)
-        return depth[tuple((voxels - low).T)]
-    spacing = np.delete(geometry.spacing, flat)
-    depth = ndimage.distance_transform_edt(inside.any(axis=flat), sampling=spacing)
-    return depth[tuple(np.delete(voxels - low, flat, axis=1).T)]
 
 
 def _distance(voxels: Voxels, target: Voxels, geometry: Geometry) -> NDArray[np.float64]:

@@ -27,6 +27,7 @@ from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
+from fastsam3d.session.middle import middle_voxel
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
 
@@ -203,7 +204,31 @@ class Round:
         many = self.policy.first_click_candidates and not self._prompts.boxes
         looks = [self._look(roi, one, None, multimask=many) for roi, one in seen]
         best = max(looks, key=lambda look: look.score)
+        if self._prompts.boxes and not len(positives):
+            best = self._recentred(best, self._prompts.boxes[-1])
         return self._grow(self._refine_often(best, self.policy.max_refinements))
+
+    def _recentred(self, look: Look, box: Box) -> Look:
+        """Look again from the middle of what a box gave, with a point there.
+
+        Models are trained to be asked at the ROI's centre, on the object. The middle of the box
+        around a crescent is beside it.
+        """
+        geometry = self.volume.geometry
+        region, mask = paste_logits(look.decoded.logits, geometry, look.roi)
+        voxels = np.argwhere(mask) + region.start
+        is_inside = np.all((voxels >= box.region.start) & (voxels < box.region.stop), axis=1)
+        if not is_inside.any():
+            return look
+        middle = middle_voxel(voxels[is_inside], geometry)
+        extent_mm = float((np.array(box.region.shape) * geometry.spacing).max())
+        policy = scale.policy_for_extent(self.policy, extent_mm, size=self._size)
+        spacing = max(policy.spacings_mm[0], scale.finest_spacing(policy, geometry))
+        roi = Roi.around(middle, geometry, spacing, self._size)
+        if not self._affords(roi):
+            return look
+        prompts = PromptSet((Point.voxel(middle.tolist()), *self._prompts.prompts))
+        return self._look(roi, self._encode([roi])[0], None, prompts=prompts)
 
     def _next_look(self, before: RoundState, roi: Roi, newest: object) -> Look:
         """Look again with one more prompt, at the same place if everything fits in."""
