@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 APP = "globalThis.fastsam3dViewer"
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 GOAL_FACTOR, GOAL_MS = 1.3, 60.0
-POLL_MS = 200  # the page takes its own times; asking it more often would take the cores of the model
+POLL_MS = 200  # the page takes its own times; asking more often takes the cores of the model
 WATCH = f"""() => {{
     const {{ view }} = {APP};
     globalThis.times = {{ clicked: 0, shown: 0 }};

@@ -291,7 +291,7 @@ def altered(**changes: object) -> str:
         ('{"version": 2, "prompts": []}', "must be version 1, got 2"),
         ('{"version": 1}', "malformed"),
         ('{"version": 1, "prompts": [1]}', "malformed"),
-        ('{"version": 1, "prompts": [{"type": "wand"}]}', "point, box, .*mask, painted, got 'wand'"),
+        ('{"version": 1, "prompts": [{"type": "wand"}]}', "point, .*mask, painted, got 'wand'"),
         (point("[1, 2, NaN]"), "not JSON"),
         (point("[1, 2, 3]", frame="[]"), "Frame must be one of"),
         (point("7"), "malformed"),
