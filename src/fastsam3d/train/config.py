@@ -14,6 +14,8 @@ from fastsam3d.train.drawing import GeneratorConfig
 from fastsam3d.train.shapes import ShapesConfig
 
 MAX_POINTS = 8
+# Further points of a scribble that is given at once; they follow the clicks.
+SCRIBBLE_TAIL = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class PromptConfig:
         share_box: Share of targets that start with a loose box.
         share_box_only: Share of those that start without a click.
         share_prior: Share of targets that start from a wrong earlier mask.
+        share_scribble: Share of targets whose first prompt is a scribble: points along a curve,
+            all at once.
     """
 
     round_shares: tuple[float, ...] = (0.42, 0.2, 0.13, 0.1, 0.06, 0.05, 0.04)
@@ -34,6 +38,7 @@ class PromptConfig:
     share_box: float = 0.12
     share_box_only: float = 0.4
     share_prior: float = 0.08
+    share_scribble: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.round_shares) > MAX_POINTS:
@@ -65,6 +70,8 @@ class RunConfig:
         quality_weight: Weight of the quality head's squared error.
         candidate_weight: Weight of the best-of-three loss on first clicks.
         rough_weight: Weight of the loss on the mask at a quarter of the resolution.
+        regress_weight: Weight of the soft Dice lost by the last corrective click, where it was
+            lost: a click should not make the mask worse.
         compile: Compile the stages (CUDA).
         log_every, save_every: Steps between log lines and checkpoints.
         prompts, generator: Parts of their own.
@@ -87,6 +94,7 @@ class RunConfig:
     quality_weight: float = 1.0
     candidate_weight: float = 0.5
     rough_weight: float = 0.3
+    regress_weight: float = 0.0
     compile: bool = True
     log_every: int = 25
     save_every: int = 1000
@@ -159,10 +167,19 @@ def _default() -> RunConfig:
 
 
 def _continue() -> RunConfig:
-    """A second run from earlier weights: more real images, gentler rates."""
+    """A further run from earlier weights: more real images and drawn prompts, gentler rates."""
     base = _default()
     generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15)
-    return replace(base, muon_rate=0.01, adam_rate=5e-4, generator=generator)
+    prompts = replace(base.prompts, share_box=0.2, share_box_only=0.55, share_scribble=0.1)
+    return replace(
+        base,
+        muon_rate=0.01,
+        adam_rate=5e-4,
+        decay_share=0.5,
+        regress_weight=1.0,
+        generator=generator,
+        prompts=prompts,
+    )
 
 
 def _compat_teacher() -> RunConfig:

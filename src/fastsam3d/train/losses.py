@@ -27,6 +27,21 @@ def boundary_weights(target: Tensor) -> Tensor:
     return 1 + BAND_WEIGHT * near.float()
 
 
+def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the Dice of probabilities against targets.
+
+    Args:
+        logits: (B, S, S, S).
+        target: bool (B, S, S, S).
+
+    Returns:
+        float32 (B,).
+    """
+    probabilities, truth, axes = torch.sigmoid(logits.float()), target.float(), (1, 2, 3)
+    total = probabilities.sum(axes) + truth.sum(axes)
+    return (2 * (probabilities * truth).sum(axes) + DICE_SMOOTH) / (total + DICE_SMOOTH)
+
+
 def mask_losses(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return soft Dice loss plus weighted cross entropy, and the IoU of the thresholded mask.
 

@@ -21,10 +21,11 @@ from torch.nn import functional
 from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
-from fastsam3d.train.config import MAX_POINTS, RunConfig
+from fastsam3d.train.config import MAX_POINTS, SCRIBBLE_TAIL, RunConfig
 from fastsam3d.train.families import Family, Parts
-from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss
+from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss, soft_dice
 from fastsam3d.train.rendering import TrainingBatch, Wrap
+from fastsam3d.train.scribbles import draw_scribbles, scribble_points
 
 # Targets of a voxel or two survive the halving of the grid when a third of a cell suffices.
 HALF_GRID_SHARE = 0.3
@@ -82,6 +83,7 @@ class Answer(NamedTuple):
         rough: (N, 1, S/4, S/4, S/4).
         targets: bool (N, S, S, S).
         weights: (N,).
+        dice_before: Soft Dice of the mask that the last click corrects, (N,); 0 if it is the first.
     """
 
     prompts: Prompts
@@ -90,6 +92,7 @@ class Answer(NamedTuple):
     rough: Tensor
     targets: Tensor
     weights: Tensor
+    dice_before: Tensor
 
 
 @dataclass
@@ -160,6 +163,7 @@ class SegmentationTask:
         half = functional.avg_pool3d(targets[:, None].half().float(), 2)[:, 0] > HALF_GRID_SHARE
         shared = repeated(parts, count)
         frozen = tuple(part.detach() for part in shared)
+        dice_before = torch.zeros(len(targets), device=targets.device)
         with torch.no_grad():
             talk = self._begin(half, count)
             for done in range(num_rounds):
@@ -167,15 +171,16 @@ class SegmentationTask:
                 logits, _, rough = self.decode(frozen, prompts, False)
                 wanted = half if wish is None else wish(prompts, half)
                 talk = self._correct(talk, (logits, rough), wanted, done + 1)
+                dice_before = soft_dice(_coarse(logits[:, 0]), _coarse(targets))
         prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
         logits, quality, rough = self.decode(shared, prompts, True)
-        return Answer(prompts, logits, quality, rough, targets, batch.weights.flatten())
+        weights = batch.weights.flatten()
+        return Answer(prompts, logits, quality, rough, targets, weights, dice_before)
 
     def losses(self, answer: Answer, num_rounds: int) -> Losses:
         """Return the loss of an answer against the targets, and its parts."""
-        _, logits, quality, rough, targets, weights = answer
-        first = torch.full((), 1.0 if num_rounds == 0 else 0.0, device=logits.device)
-        values = self._loss(logits, quality, rough, targets, weights, first)
+        first = torch.full((), 1.0 if num_rounds == 0 else 0.0, device=answer.logits.device)
+        values = self._loss(*answer[1:], first)
         return dict(zip(LOSS_NAMES, values, strict=True))
 
     def _encode_now(self, image: Tensor) -> Parts:
@@ -206,12 +211,25 @@ class SegmentationTask:
         label = torch.where(central, 1.0, label)
         has_box = chance(config.share_box)
         label = torch.where(has_box & chance(config.share_box_only), -1.0, label)
-        points = torch.zeros(total, MAX_POINTS, 3, device=device)
-        labels = torch.full((total, MAX_POINTS), -1.0, device=device)
+        points = torch.zeros(total, MAX_POINTS + SCRIBBLE_TAIL, 3, device=device)
+        labels = torch.full((total, MAX_POINTS + SCRIBBLE_TAIL), -1.0, device=device)
         points[:, 0], labels[:, 0] = point, label
+        if config.share_scribble:
+            has_scribble = chance(config.share_scribble) & ~has_box
+            self._add_scribbles(points, labels, (prior, half), has_scribble)
         boxes = jittered_boxes(half) * has_box[:, None]
         previous = (2 * prior.float() - 1) * has_prior[:, None, None, None]
         return _Conversation(points, labels, boxes, self.family.prior(previous[:, None]))
+
+    @staticmethod
+    def _add_scribbles(
+        points: Tensor, labels: Tensor, masks: tuple[Tensor, Tensor], has_scribble: Tensor
+    ) -> None:
+        """Put a scribble in the place of the first clicks of some prompt sets."""
+        path, labels_path = scribble_points(draw_scribbles(*masks), 1 + SCRIBBLE_TAIL)
+        columns = [0, *range(MAX_POINTS, MAX_POINTS + SCRIBBLE_TAIL)]
+        points[:, columns] = torch.where(has_scribble[:, None, None], path, points[:, columns])
+        labels[:, columns] = torch.where(has_scribble[:, None], labels_path, labels[:, columns])
 
     def _correct(
         self, talk: _Conversation, decoded: tuple[Tensor, Tensor], wanted: Tensor, index: int
@@ -232,14 +250,14 @@ class SegmentationTask:
         rough: Tensor,
         targets: Tensor,
         weights: Tensor,
+        dice_before: Tensor,
         is_first: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         config = self.config
         band = boundary_weights(targets)
         settled, settled_iou = mask_losses(logits[:, :1], targets, band)
-        coarse = (slice(None), slice(None, None, 2), slice(None, None, 2), slice(None, None, 2))
         candidates, candidate_iou = mask_losses(
-            logits[:, 1:, ::2, ::2, ::2], targets[coarse], band[coarse]
+            _coarse(logits[:, 1:]), _coarse(targets), _coarse(band)
         )
         iou = torch.cat((settled_iou, candidate_iou), 1)
         error = (quality.float() - iou).square()
@@ -250,6 +268,8 @@ class SegmentationTask:
 
         loss = mean(settled[:, 0]) + config.quality_weight * mean(error.mean(1))
         loss = loss + config.rough_weight * mean(rough_loss(rough, targets))
+        lost = dice_before - soft_dice(_coarse(logits[:, 0]), _coarse(targets))
+        loss = loss + config.regress_weight * mean(lost.clamp(min=0))
         # Not `amin`: its gradient divides by the number of entries equal to the minimum, and a
         # compiled backward pass that recomputes them may find none: 0 / 0.
         best = candidates.gather(1, candidates.detach().argmin(1, keepdim=True))[:, 0]
@@ -257,6 +277,11 @@ class SegmentationTask:
         # Every output keeps a gradient in every round, so no parameter is ever without one.
         loss = loss + 1e-3 * mean(candidates.mean(1))
         return loss, mean(settled[:, 0]).detach(), mean(settled_iou[:, 0]), mean(error[:, 0])
+
+
+def _coarse(values: Tensor) -> Tensor:
+    """Return every second voxel along each of the last three axes."""
+    return values[..., ::2, ::2, ::2]
 
 
 def repeated(parts: Parts, count: int) -> Parts:
