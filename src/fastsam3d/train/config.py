@@ -170,13 +170,19 @@ def _continue() -> RunConfig:
     """A further run from earlier weights: more real images and drawn prompts, gentler rates."""
     base = _default()
     generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15)
-    prompts = replace(base.prompts, share_box=0.2, share_box_only=0.55, share_scribble=0.1)
+    prompts = replace(
+        base.prompts,
+        round_shares=(0.36, 0.22, 0.15, 0.11, 0.07, 0.05, 0.04),
+        share_box=0.2,
+        share_box_only=0.55,
+        share_scribble=0.1,
+    )
     return replace(
         base,
         muon_rate=0.01,
         adam_rate=5e-4,
         decay_share=0.5,
-        regress_weight=1.0,
+        regress_weight=2.0,
         generator=generator,
         prompts=prompts,
     )
