@@ -14,225 +14,211 @@ with the looseness of a hand, and every kind is given alone to an empty session.
 * mask prior: the truth grown or shrunk by an eighth of its depth and moved by a quarter of it; the
   answer is asked for with the same point. Its own Dice stands beside it.
 
-Margins are paired with the point's Dice; their interval of 95 % is a bootstrap over subjects'
-cases. Targets are spread over sources and structures. Development cases.
+Arms are kinds of prompt played under other settings than the default, for choosing these. Margins
+are paired with the point's Dice, and with the default of the same kind; their intervals of 95 %
+redraw subjects (all their scans and structures together). "macro" is the mean over sources of means
+over structures, as in the README. Development cases: what was chosen on them is not tested by them;
+"held out" therefore gives every subject the arm that was best on the other half of the subjects.
+
+Lassos and scribbles are drawn with scikit-image; `--drawn` keeps them in a file, made if absent, so
+that a machine with torch, numpy and scipy alone can play them. `--device cuda --workers 32` plays
+targets side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
+import re
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from scipy import ndimage
-from skimage.graph import MCP_Geometric
-from skimage.measure import find_contours
+from prompt_hand import Hand, drawn_prompts, spread_targets
+from shards import Machine, add_options, play_jobs, record, show
 
 from fastsam3d.eval.boxed import BoxedMask, boxed_dice
-from fastsam3d.eval.cases import EvalCase, load_cases
-from fastsam3d.eval.protocol import InteractionProtocol, Target, user_rng
-from fastsam3d.eval.provenance import cpu_name, git_commit
-from fastsam3d.prompts import Box, Lasso, MaskPrompt, Point, Scribble, SliceBox
-from fastsam3d.prompts.simulate import first_click, next_click
-from fastsam3d.session import Session
+from fastsam3d.eval.cases import load_cases
+from fastsam3d.eval.statistics import Place, estimate, macro_with_bootstrap
+from fastsam3d.session.drawn_rounds import DrawnPolicy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastsam3d.eval.cases import EvalCase
+    from fastsam3d.eval.protocol import Target
+    from fastsam3d.prompts import Prompt
     from fastsam3d.segmenter import Prediction
+    from fastsam3d.session import Session
 
 KINDS = ("point", "two points", "box", "slice box", "scribble", "lasso", "mask prior")
-BOX_ERROR, LASSO_MARGIN, SCRIBBLE_SHARE, MOST_VERTICES = 0.04, 1.5, 0.7, 48
+DRAWN = ("point", "box", "slice box", "scribble", "lasso")
+# Several scans of one subject share these first characters of their names.
+SUBJECT = re.compile(r"acdc__p\d+|brats2015__pat\d+|ibsi_sts__STS_\d+|totalsegmentator__ct")
 
 
-def spread_targets(cases: list[EvalCase], limit: int) -> list[tuple[EvalCase, Target]]:
-    """Return at most `limit` targets: sources take turns, and structures within a source."""
-    queues: defaultdict[str, defaultdict[int, list[tuple[EvalCase, Target]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for case in cases:
-        for target in InteractionProtocol(num_clicks=1).targets(case):
-            queues[case.source][target.label].append((case, target))
-    ordered: list[list[tuple[EvalCase, Target]]] = []
-    for by_label in queues.values():
-        lists = list(by_label.values())
-        # Large label lists (whole-body CT) are walked with a stride, so that organs differ.
-        lists = [lists[n] for n in np.argsort([(n * 0.618034) % 1 for n in range(len(lists))])]
-        turns = max(map(len, lists))
-        ordered.append(
-            [found[turn] for turn in range(turns) for found in lists if turn < len(found)]
-        )
-    turns = max(map(len, ordered))
-    found = [queue[turn] for turn in range(turns) for queue in ordered if turn < len(queue)]
-    return found[:limit]
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A kind of prompt under settings.
 
-
-class Hand:
-    """Draws the prompts of one target.
-
-    Args:
-        case: Whose grid.
-        target: What is meant.
+    Attributes:
+        kind: One of `KINDS`.
+        drawn: Fields of `DrawnPolicy` that differ from the default.
+        scale: Fields of `ScalePolicy` that do.
     """
 
-    def __init__(self, case: EvalCase, target: Target) -> None:
-        self.case, self.truth = case, target.truth
-        self.rng = user_rng(0, case, target)
-        self.spacing = case.volume.geometry.spacing
-        self.start = np.array(target.truth.region.start)
-        # Of equals the last, which is the axis across the slices of most files.
-        self.axis = int(np.argmax(np.add(np.round(self.spacing, 2), [0.0, 1e-3, 2e-3])))
-        counts = self.truth.array.sum(axis=tuple(a for a in range(3) if a != self.axis))
-        self.slice = int(counts.argmax())
-        labels, _ = ndimage.label(self.truth.array.take(self.slice, self.axis), np.ones((3, 3)))
-        self.part = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-        self.plane = [a for a in range(3) if a != self.axis]
-
-    def point(self) -> Point:
-        """Return the point in the middle."""
-        click = first_click(self.truth.array, self.spacing)
-        return Point.voxel((np.array(click.position) + self.start).tolist())
-
-    def correction(self, answer: Prediction) -> Point | None:
-        """Return the next point, given an answer; None where it is perfect."""
-        found = BoxedMask.of(self.truth.shape, answer.region, answer.region_mask)
-        region = found.region.union(self.truth.region)
-        click = next_click(found.crop(region), self.truth.crop(region), self.spacing)
-        if click is None:
-            return None
-        at = np.array(click.position) + region.start
-        return Point.voxel(at.tolist(), positive=click.positive)
-
-    def box(self) -> Box:
-        """Return a box in 3-D."""
-        low, high = self._loose(self.start, self.start + self.truth.array.shape)
-        low = np.clip(low, 0, np.array(self.truth.shape) - 1)
-        high = np.clip(high, low + 1, self.truth.shape)
-        return Box.voxel(low.tolist(), high.tolist())
-
-    def slice_box(self) -> SliceBox:
-        """Return a box on the slice."""
-        at = np.argwhere(self.part) + self.start[self.plane]
-        low, high = self._loose(at.min(0), at.max(0) + 1)
-        shape = np.array(self.truth.shape)[self.plane]
-        low = np.clip(low, 0, shape - 1)
-        high = np.clip(high, low + 1, shape)
-        return SliceBox.voxel(self.axis, self._slice, low.tolist(), high.tolist())
-
-    def scribble(self) -> Scribble:
-        """Return a line along the middle of the slice."""
-        depth = ndimage.distance_transform_edt(np.pad(self.part, 1))[1:-1, 1:-1]
-        cost = np.where(self.part, 1 / (depth + 0.01) ** 2, -1)
-        seed = tuple(np.argwhere(depth == depth.max())[0])
-        for _ in range(2):  # from anywhere to one end, from there to the other
-            way = MCP_Geometric(np.where(self.part, 1.0, -1))
-            reach = np.where(self.part, way.find_costs([seed])[0], -1)
-            start, seed = seed, tuple(np.unravel_index(int(reach.argmax()), reach.shape))
-        middle = MCP_Geometric(cost)
-        middle.find_costs([start])
-        path = np.array(middle.traceback(seed))
-        cut = round(len(path) * (1 - SCRIBBLE_SHARE) / 2)
-        path = path[cut : len(path) - cut][:: max(1, len(path) // 12)]
-        return Scribble.voxel(self._in_volume(path), axis=self.axis)
-
-    def lasso(self) -> Lasso:
-        """Return an outline around the slice's largest part."""
-        margin = int(LASSO_MARGIN) + 2
-        outside = ndimage.distance_transform_edt(~np.pad(self.part, margin))
-        outlines = find_contours(outside, LASSO_MARGIN)
-        outline = max(outlines, key=len) - margin
-        return Lasso.voxel(
-            self._in_volume(outline[:: max(1, -(-len(outline) // MOST_VERTICES))]), axis=self.axis
-        )
-
-    def prior(self) -> tuple[MaskPrompt, float]:
-        """Return a mask that is roughly right, and its Dice."""
-        inside = self.truth.whole()
-        depth = ndimage.distance_transform_edt(inside, sampling=self.spacing)
-        signed = depth - ndimage.distance_transform_edt(~inside, sampling=self.spacing)
-        sign = self.rng.choice([-1.0, 1.0])
-        rough = signed > sign * depth.max() / 8
-        move = self.rng.normal(size=3)
-        move *= depth.max() / 4 / np.linalg.norm(move) / np.array(self.spacing)
-        rough = np.roll(rough, np.rint(move).astype(int), (0, 1, 2))
-        if not rough.any():
-            rough = inside
-        overlap = 2 * np.count_nonzero(rough & inside)
-        dice = overlap / (np.count_nonzero(rough) + np.count_nonzero(inside))
-        return MaskPrompt(rough, self.case.volume.geometry), dice
-
-    @property
-    def _slice(self) -> int:
-        return int(self.start[self.axis] + self.slice)
-
-    def _loose(self, low: NDArray[Any], high: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        error = np.maximum(BOX_ERROR * (high - low), 0.5)
-        moved = [np.rint(face + self.rng.normal(size=len(low)) * error) for face in (low, high)]
-        return moved[0].astype(int), moved[1].astype(int)
-
-    def _in_volume(self, path: NDArray[Any]) -> list[list[float]]:
-        at = np.insert(path + self.start[self.plane], self.axis, self._slice, axis=1)
-        return at.tolist()
+    kind: str
+    drawn: dict[str, Any]
+    scale: dict[str, Any]
 
 
-def play(session: Session, hand: Hand, kind: str) -> tuple[list[Prediction], dict[str, float]]:
-    """Give one kind of prompt to an empty session; return its answers and further figures."""
-    session.reset()
-    if kind == "mask prior":
-        prior, dice = hand.prior()
-        return [session.add_mask(prior), session.add_point(hand.point())], {"prior": round(dice, 4)}
-    draw: dict[str, Callable[[], Any]] = {
-        "box": hand.box,
-        "slice box": hand.slice_box,
-        "scribble": hand.scribble,
-        "lasso": hand.lasso,
+def _arm(kind: str, **drawn: Any) -> Arm:
+    return Arm(kind=kind, drawn=drawn, scale={})
+
+
+ARMS: dict[str, Arm] = {
+    **{kind: _arm(kind) for kind in KINDS},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A target, and what is drawn of it, by kind."""
+
+    case: EvalCase
+    target: Target
+    drawn: dict[str, Prompt]
+
+
+def play_arms(session: Session, job: Job, arms: list[str]) -> list[dict[str, Any]]:
+    """Play one target under some arms and return its row."""
+    row: dict[str, Any] = {
+        "case": job.case.name,
+        "source": job.case.source,
+        "subject": subject_of(job.case),
+        "structure": job.case.structure(job.target.label),
     }
-    answers = [session.add(draw.get(kind, hand.point)())]
+    base = replace(session.policy)
+    for name in arms:
+        arm = ARMS[name]
+        session.policy, session.drawn = replace(base, **arm.scale), DrawnPolicy(**arm.drawn)
+        show(session, job.case)
+        answers, extra = play(session, job, arm.kind)
+        last = answers[-1]
+        mask = BoxedMask.of(job.target.truth.shape, last.region, last.region_mask)
+        row[name] = {
+            "dice": round(boxed_dice(mask, job.target.truth), 4),
+            "ms": round(sum(answer.encode_ms + answer.click_ms for answer in answers)),
+            **extra,
+        }
+        # The next arm pays for its own embeddings.
+        session.embeddings.clear()
+    session.policy = base
+    return [row]
+
+
+def play(session: Session, job: Job, kind: str) -> tuple[list[Prediction], dict[str, float]]:
+    """Give one kind of prompt to an empty session; return its answers and further figures."""
+    if kind == "mask prior":
+        prior, dice = Hand(job.case, job.target).prior()
+        answers = [session.add_mask(prior), session.add(job.drawn["point"])]
+        return answers, {"prior": round(dice, 4)}
+    answers = [session.add(job.drawn[kind if kind in DRAWN else "point"])]
     if kind == "two points":
-        second = hand.correction(answers[-1])
-        answers += [] if second is None else [session.add_point(second)]
+        second = Hand(job.case, job.target).correction(answers[-1])
+        answers += [] if second is None else [session.add(second)]
     return answers, {}
 
 
+def subject_of(case: EvalCase) -> str:
+    """Return who was scanned."""
+    found = SUBJECT.match(case.name)
+    return case.subject or (found.group() if found else case.name)
+
+
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return Dice and the margin over a point for each kind of prompt."""
-    rng = np.random.default_rng(0)
+    """Return Dice and the margins of each arm."""
+    names = [name for name in ARMS if all(name in row for row in rows)]
+    dice = np.array([[row[name]["dice"] for name in names] for row in rows])
     result: dict[str, Any] = {}
-    points = np.array([row["point"]["dice"] for row in rows])
-    cases = [row["case"] for row in rows]
-    of_case = {case: np.flatnonzero([c == case for c in cases]) for case in dict.fromkeys(cases)}
-    draws = [
-        np.concatenate([of_case[case] for case in rng.choice(list(of_case), len(of_case))])
-        for _ in range(2000)
+    for n, name in enumerate(names):
+        kind = ARMS[name].kind
+        mine = [row[name] for row in rows]
+        result[name] = {
+            "kind": kind,
+            "drawn": ARMS[name].drawn,
+            "scale": ARMS[name].scale,
+            "dice": round(float(dice[:, n].mean()), 4),
+            **_by_source(rows, dice[:, n]),
+            "ms_median": round(float(np.median([one["ms"] for one in mine]))),
+        }
+        for word, other in {"over_point": "point", "over_default": kind}.items():
+            if other in names and other != name:
+                result[name][word] = margins(rows, dice[:, n] - dice[:, names.index(other)])
+    return result
+
+
+def _by_source(rows: list[dict[str, Any]], values: NDArray[np.float64]) -> dict[str, Any]:
+    found = macro_with_bootstrap(_places(rows), values[:, None], draws=1)
+    sources = sorted(found.by_source.items())
+    return {
+        "macro": round(float(found.macro[0]), 4),
+        "by_source": {source: round(float(mean[0]), 4) for source, mean in sources},
+    }
+
+
+def margins(rows: list[dict[str, Any]], margin: NDArray[np.float64]) -> dict[str, Any]:
+    """Return a paired difference as means over targets and over sources, with intervals."""
+    subjects = [row["subject"] for row in rows]
+    of_subject = [np.flatnonzero([s == one for s in subjects]) for one in dict.fromkeys(subjects)]
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(of_subject), size=(2000, len(of_subject)))
+    sums = np.array([margin[own].sum() for own in of_subject])
+    counts = np.array([len(own) for own in of_subject])
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    macro = macro_with_bootstrap(_places(rows), margin[:, None])
+    of_macro = estimate(float(macro.macro[0]), macro.draws[:, 0])
+    return {
+        "mean": round(float(margin.mean()), 4),
+        "mean_95": np.percentile(means, [2.5, 97.5]).round(4).tolist(),
+        "macro": round(float(macro.macro[0]), 4),
+        "macro_95": [round(of_macro.low or 0.0, 4), round(of_macro.high or 0.0, 4)],
+        "better_share": round(float((margin > 0).mean()), 3),
+        "worse_by_10_points": int((margin < -0.1).sum()),
+    }
+
+
+def _places(rows: list[dict[str, Any]]) -> list[Place]:
+    return [
+        Place(source=row["source"], structure=row["structure"], subject=row["subject"])
+        for row in rows
     ]
-    for kind in [kind for kind in KINDS if all(kind in row for row in rows)]:
-        dice = np.array([row[kind]["dice"] for row in rows])
-        margin = dice - points
-        resampled = [margin[chosen].mean() for chosen in draws]
-        sources = sorted({row["source"] for row in rows})
+
+
+def held_out(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the best arm of each kind brings where it was not chosen.
+
+    Subjects are dealt in two halves; each half is played by the arm that was best (mean Dice over
+    targets) on the other one.
+    """
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    half = np.array([subjects.index(row["subject"]) % 2 for row in rows])
+    points = np.array([row["point"]["dice"] for row in rows])
+    result: dict[str, Any] = {}
+    for kind in KINDS[1:]:
+        names = [n for n, arm in ARMS.items() if arm.kind == kind and all(n in r for r in rows)]
+        if len(names) < 2 or half.min() == half.max():
+            continue
+        dice = np.array([[row[name]["dice"] for name in names] for row in rows])
+        chosen = [int(dice[half != side].mean(0).argmax()) for side in (0, 1)]
+        mine = np.where(half == 0, dice[:, chosen[0]], dice[:, chosen[1]])
         result[kind] = {
-            "dice": round(float(dice.mean()), 4),
-            "margin": round(float(margin.mean()), 4),
-            "margin_95": np.percentile(resampled, [2.5, 97.5]).round(4).tolist(),
-            "better_share": round(float((margin > 0).mean()), 3),
-            "worse_by_10_points": int((margin < -0.1).sum()),
-            "ms_median": round(float(np.median([row[kind]["ms"] for row in rows]))),
-            "by_source": {
-                source: round(
-                    float(np.mean([r[kind]["dice"] for r in rows if r["source"] == source])), 4
-                )
-                for source in sources
-            },
+            "arms": [names[n] for n in chosen],
+            "dice": round(float(mine.mean()), 4),
+            "over_point": margins(rows, mine - points),
+            "over_default": margins(rows, mine - dice[:, names.index(kind)]),
         }
     return result
 
@@ -241,63 +227,42 @@ def main() -> int:
     """Measure; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", type=Path, required=True)
-    parser.add_argument("--model", default="hr_s")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    add_options(parser)
+    parser.add_argument("--arms", nargs="+", default=list(KINDS), help="names, or 'all'")
     parser.add_argument("--limit-targets", type=int, default=60)
     parser.add_argument("--skip", type=int, default=0, help="leave so many targets out first")
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no target after this")
-    parser.add_argument("--rows", type=Path, help="append rows to this file as they come")
-    parser.add_argument("--gather", type=Path, nargs="*", default=[], help="rows of other runs")
+    parser.add_argument("--drawn", type=Path, help="keep drawings here, or take them from here")
+    parser.add_argument("--gather", type=Path, nargs="*", default=[], help="records of other runs")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
-    session = Session.from_pretrained(options.model, device=options.device)
-    started, shown = time.monotonic(), None
-    rows = [json.loads(li) for file in options.gather for li in file.read_text().splitlines()]
-    for case, target in spread_targets(load_cases(options.pack), options.limit_targets)[
-        options.skip :
-    ]:
-        if time.monotonic() - started > options.seconds:
-            break
-        if case is not shown:
-            session.set_volume(case.volume)
-            shown = case
-        row: dict[str, Any] = {
-            "case": case.name,
-            "source": case.source,
-            "structure": case.structure(target.label),
-        }
-        for kind in options.kinds:
-            answers, extra = play(session, Hand(case, target), kind)
-            last = answers[-1]
-            mask = BoxedMask.of(target.truth.shape, last.region, last.region_mask)
-            row[kind] = {
-                "dice": round(boxed_dice(mask, target.truth), 4),
-                "ms": round(sum(answer.encode_ms + answer.click_ms for answer in answers)),
-                **extra,
-            }
-        rows.append(row)
-        sys.stderr.write(f"{json.dumps(row)}\n")
-        if options.rows is not None:
-            with options.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    arms = list(ARMS) if options.arms == ["all"] else options.arms
+    targets = spread_targets(load_cases(options.pack), options.limit_targets)[options.skip :]
+    drawn = drawn_prompts(targets, DRAWN, options.drawn)
+    jobs = [Job(case=c, target=t, drawn=d) for (c, t), d in zip(targets, drawn, strict=True)]
+    # One case after another keeps its volume at hand; large ones take longest.
+    jobs.sort(key=lambda job: (-job.case.volume.array.size, job.case.name))
+    rows = [row for file in options.gather for row in json.loads(file.read_text())["rows"]]
+    rows += play_jobs(lambda session, job: play_arms(session, job, arms), jobs, Machine.of(options))
+    failed = [row for row in rows if "error" in row]
+    rows = [row for row in rows if "error" not in row]
     result = {
-        "command": shlex.join(["python", "benchmarks/prompt_kinds.py", *sys.argv[1:]]),
-        "commit": git_commit(Path(__file__).parent),
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": cpu_name() if options.device == "cpu" else options.device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
+        **record("prompt_kinds.py", options),
         "targets": len(rows),
+        "failed": failed,
         "protocol": "drawn from the truth (see the script); development cases",
-        "kinds": summarise(rows) if rows else {},
+        "arms": summarise(rows) if rows else {},
+        "held_out": held_out(rows) if rows and "point" in rows[0] else {},
         "rows": rows,
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for kind, found in result["kinds"].items():
-        print(f"{kind:12s} {found['dice']:.3f} {found['margin']:+.3f} {found['margin_95']}")
-    return 0
+    for name, found in result["arms"].items():
+        over = found.get("over_point", {"mean": 0.0, "mean_95": "", "macro": 0.0, "macro_95": ""})
+        print(
+            f"{name:32s} {found['dice']:.3f} {over['mean']:+.3f} {over['mean_95']} "
+            f"macro {found['macro']:.3f} {over['macro']:+.3f} {over['macro_95']} "
+            f"{found['ms_median']} ms"
+        )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
