@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its usual name
 
 from fastsam3d.cli.main import main
 from fastsam3d.io import write_mask
@@ -42,6 +43,16 @@ def test_people_get_one_fact_a_line(scan: Path, capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
 
     assert any(line.split() == ["orientation", "LAS"] for line in lines)
+
+
+def test_a_time_point_of_a_4d_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [sitk.GetImageFromArray(np.full((4, 3, 2), n, np.int16)) for n in range(3)]
+    sitk.WriteImage(sitk.JoinSeries(frames), tmp_path / "cine.nrrd")
+
+    assert main(["info", str(tmp_path / "cine.nrrd"), "--time", "1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+
+    assert (facts["shape"], facts["min"], facts["max"]) == ([2, 3, 4], 1.0, 1.0)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ OPTIONS = {
         "--point",
         "--preview",
         "--space",
+        "--time",
     },
     ("serve",): {
         "--allow-host",
@@ -41,7 +42,7 @@ OPTIONS = {
         "--port",
         "--threads",
     },
-    ("info",): {"--json"},
+    ("info",): {"--json", "--time"},
     ("train",): {
         "--device",
         "--eager",

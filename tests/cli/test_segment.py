@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its usual name
 from PIL import Image
 
 from fastsam3d.cli.main import main
@@ -128,6 +129,25 @@ def test_embeddings_are_kept_only_where_asked_to(
     assert session.disk_cache is None
     assert run(scan, *words, "--cache", str(tmp_path / "kept")) == 0
     assert session.disk_cache == tmp_path / "kept"
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_4d_file_asks_for_a_time_point_and_takes_it(
+    suffix: str, session: FakeSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [sitk.GetImageFromArray(np.full(SHAPE[::-1], n, np.int16)) for n in range(3)]
+    cine = tmp_path / f"cine{suffix}"
+    sitk.WriteImage(sitk.JoinSeries(frames), cine)
+    mask_path = tmp_path / f"mask{suffix}"
+    words = ["--point", "10,10,10", "-o", str(mask_path)]
+
+    assert run(cine, *words) == 1
+    assert "choose a time point" in capsys.readouterr().err
+    assert not mask_path.exists()
+    assert run(cine, *words, "--time", "2") == 0
+    assert session.volume is not None
+    assert np.unique(session.volume.array).tolist() == [2]
+    assert read_mask(mask_path).array.shape == SHAPE
 
 
 def test_negative_millimetres_are_no_options(

@@ -9,14 +9,15 @@ from typing import Any
 from fastsam3d.cli.usage import Flag
 
 
-def info(image: Path, /, *, json: Flag = False) -> None:
+def info(image: Path, /, *, time: int | None = None, json: Flag = False) -> None:
     """Show a volume's geometry and intensities.
 
     Args:
         image: NIfTI, NRRD, MHA/MHD or a folder with one DICOM series.
+        time: Which time point of a 4-D file, from 0.
         json: Print one JSON object.
     """
-    facts = collect_facts(image)
+    facts = collect_facts(image, time=time)
     if json:
         print(json_module.dumps(facts))
         return
@@ -25,11 +26,12 @@ def info(image: Path, /, *, json: Flag = False) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def collect_facts(image: Path) -> dict[str, Any]:
+def collect_facts(image: Path, *, time: int | None = None) -> dict[str, Any]:
     """Read a volume and collect its facts.
 
     Args:
         image: As `info`.
+        time: As `info`.
 
     Returns:
         Shape in voxels, spacing and origin in mm (RAS+), orientation codes of the voxel axes, the
@@ -41,7 +43,7 @@ def collect_facts(image: Path) -> dict[str, Any]:
     """
     from fastsam3d.io import read_volume
 
-    volume = read_volume(image)
+    volume = read_volume(image, time=time)
     geometry = volume.geometry
     return {
         "image": str(image),

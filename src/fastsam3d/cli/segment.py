@@ -101,6 +101,7 @@ def segment(
     /,
     *,
     output: OutputOptions,
+    time: int | None = None,
     prompts: PromptOptions = PromptOptions(),  # noqa: B008 - frozen, hence safe to share
     engine: EngineOptions = EngineOptions(),
 ) -> None:
@@ -108,6 +109,7 @@ def segment(
 
     Args:
         image: The volume: NIfTI, NRRD, MHA/MHD or a folder with one DICOM series.
+        time: Which time point of a 4-D file, from 0.
         output: What to write.
         prompts: What the user points at.
         engine: Which weights, where.
@@ -117,7 +119,7 @@ def segment(
     with show_progress(f"Reading {image.name}, loading model {engine.model}") as progress:
         # Inflating a file and importing torch keep one core each busy.
         with ThreadPoolExecutor(1) as reader:
-            reading = reader.submit(_read, image)
+            reading = reader.submit(_read, image, time)
             session = _load(engine)
             volume = reading.result()
         from fastsam3d.io import write_mask
@@ -136,10 +138,10 @@ def segment(
     print(json.dumps(report) if output.json else describe(report))
 
 
-def _read(image: Path) -> Volume:
+def _read(image: Path, time: int | None) -> Volume:
     from fastsam3d.io import read_volume
 
-    return read_volume(image)
+    return read_volume(image, time=time)
 
 
 def _load(engine: EngineOptions) -> Session:
