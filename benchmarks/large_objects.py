@@ -14,45 +14,47 @@ card's ROI. A simulated user clicks into the middle of the largest mistake. Poli
 
 Beside Dice: `plane`, the largest share of the mask's surface that lies in one plane of the grid
 inside the scan (a cut edge is such a plane; that of the truth stands beside it), the milliseconds
-of each prompt, and the warnings. `--seconds` bounds the whole; targets are spread over sources, so
-that what is left out is left out evenly. What `--gather` names is not played again.
+of each prompt, and the warnings. `--seconds` bounds the whole; targets are spread over cases, so
+that what is left out is left out evenly. What `--gather` names is not played again. Paired
+differences to "told the spacing" have intervals that redraw subjects. Needs torch, numpy and scipy;
+`--device cuda --workers 32` plays targets side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
 import sys
-import time
 from collections import defaultdict
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from prompt_kinds import margins, subject_of
+from shards import Machine, add_options, play_jobs, record, show
 
 from fastsam3d.eval.boxed import BoxedMask, boxed_dice
 from fastsam3d.eval.cases import EvalCase, load_cases
 from fastsam3d.eval.protocol import InteractionProtocol, Target
-from fastsam3d.eval.provenance import cpu_name, git_commit
 from fastsam3d.eval.runner import Round as Played
 from fastsam3d.eval.runner import answer_point, click_in_box, protocol_clicker
-from fastsam3d.session import ScalePolicy, Session
+from fastsam3d.model.registry import load_card
+from fastsam3d.session import ScalePolicy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastsam3d.session import Session
+
 LARGE_VOXELS = 128
 MARGIN = 1.1
 CLICKS = 3
+ORACLE = "told the spacing"
 POLICIES: dict[str, dict[str, Any]] = {
     "before": {"max_tiles": 0},
     "default": {},
-    "told the spacing": {"max_growths": 0, "max_tiles": 0},
+    ORACLE: {"max_growths": 0, "max_tiles": 0},
     "tiles only": {"max_growths": 0},
 }
 
@@ -99,18 +101,37 @@ def largest_plane(mask: BoxedMask) -> float:
     return largest / total
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A target, and the policies under which it is still to be played."""
+
+    case: EvalCase
+    target: Target
+    policies: list[str]
+
+
+def play_policies(session: Session, job: Job) -> list[dict[str, Any]]:
+    """Play one target under its policies."""
+    base = session.policy
+    rows: list[dict[str, Any]] = []
+    for name in job.policies:
+        session.embeddings.clear()  # each policy pays for its own
+        rows.append(play(session, job.case, job.target, name, base))
+    return rows
+
+
 def play(
     session: Session, case: EvalCase, target: Target, name: str, base: ScalePolicy
 ) -> dict[str, Any]:
     """Play one target under one policy and return its row."""
-    session.reset()
+    show(session, case)
     clicker = protocol_clicker(InteractionProtocol(num_clicks=CLICKS), case, target, 0)
     state = Played(mask=BoxedMask.empty(target.truth.shape))
     settings = dict(POLICIES[name])
     row: dict[str, Any] = defaultdict(list)
     for number in range(1, CLICKS + 1):
         click = click_in_box(state.mask, target.truth, clicker)
-        if number == 1 and name == "told the spacing" and click is not None:
+        if number == 1 and name == ORACLE and click is not None:
             size = session.predictor.image_size
             settings["spacings_mm"] = (told_spacing(case, target, click.position, size),)
         session.policy = replace(base, **settings) if number == 1 else session.policy
@@ -121,9 +142,11 @@ def play(
         row["spacing_mm"].append(round(state.spacing_mm, 3))
         answer = session.prediction
         row["warnings"].append(0 if answer is None else len(answer.warnings))
+    session.policy = base
     return {
         "policy": name,
         "source": case.source,
+        "subject": subject_of(case),
         "case": case.name,
         "structure": case.structure(target.label),
         "shape": list(target.truth.region.shape),
@@ -142,6 +165,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, found in by_policy.items():
         mine = [found[key] for key in sorted(shared)]
+        told = [by_policy[ORACLE][key] for key in sorted(shared)] if ORACLE in by_policy else []
         plane = np.array([row["plane"] for row in mine])
         truth = np.array([[row["true_plane"]] for row in mine])
         result[name] = {
@@ -161,6 +185,9 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "ms_worst": np.max([row["ms"] for row in mine], 0).tolist(),
             "warned": np.sum([np.array(row["warnings"]) > 0 for row in mine], 0).tolist(),
         }
+        if told and name != ORACLE:
+            gain = np.array([r["dice"] for r in mine]) - [r["dice"] for r in told]
+            result[name]["over_told"] = [margins(mine, gain[:, n]) for n in range(CLICKS)]
     return result
 
 
@@ -168,50 +195,43 @@ def main() -> int:
     """Measure; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", type=Path, required=True)
-    parser.add_argument("--model", default="hr_s")
-    parser.add_argument("--device", default="cpu")
+    add_options(parser)
     parser.add_argument("--policies", nargs="+", default=list(POLICIES)[:3])
     parser.add_argument("--sources", nargs="+", help="only these")
     parser.add_argument("--limit-targets", type=int, default=None)
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no target after this")
-    parser.add_argument("--gather", type=Path, nargs="*", default=[], help="rows of other runs")
-    parser.add_argument("--rows", type=Path, help="append rows to this file as they come")
+    parser.add_argument("--gather", type=Path, nargs="*", default=[], help="records of other runs")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(1 if options.device == "cpu" else torch.get_num_threads())
-    session = Session.from_pretrained(options.model, device=options.device)
-    base = session.policy
-    side_mm = session.predictor.image_size * base.spacings_mm[-1]
-    jobs = [
+    card = load_card(options.model).preprocessing
+    base = ScalePolicy(spacings_mm=card.spacings_mm)
+    targets = [
         (case, target)
-        for case, target in large_targets(load_cases(options.pack), side_mm)
+        for case, target in large_targets(
+            load_cases(options.pack), card.image_size * base.spacings_mm[-1]
+        )
         if options.sources is None or case.source in options.sources
     ][: options.limit_targets]
-    started, shown = time.monotonic(), None
-    rows = [json.loads(li) for file in options.gather for li in file.read_text().splitlines()]
+    rows = [row for file in options.gather for row in json.loads(file.read_text())["rows"]]
     known = {(row["case"], row["structure"], row["policy"]) for row in rows}
-    for case, target in jobs:
-        if time.monotonic() - started > options.seconds:
-            break
-        if case is not shown:
-            session.set_volume(case.volume)
-            shown = case
-        for name in options.policies:
-            if (case.name, case.structure(target.label), name) in known:
-                continue
-            rows.append(play(session, case, target, name, base))
-            sys.stderr.write(f"{json.dumps(rows[-1])}\n")
-            if options.rows is not None:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+    jobs = [
+        Job(
+            case=case,
+            target=target,
+            policies=[
+                name
+                for name in options.policies
+                if (case.name, case.structure(target.label), name) not in known
+            ],
+        )
+        for case, target in targets
+    ]
+    rows += play_jobs(play_policies, jobs, Machine.of(options))
+    failed = [row for row in rows if "error" in row]
+    rows = [row for row in rows if "error" not in row]
     result = {
-        "command": shlex.join(["python", "benchmarks/large_objects.py", *sys.argv[1:]]),
-        "commit": git_commit(Path(__file__).parent),
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": cpu_name() if options.device == "cpu" else options.device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
+        **record("large_objects.py", options),
         "targets": len(jobs),
+        "failed": failed,
         "note": "Development cases; numbers of the default policy were chosen on some of them.",
         "default_policy": asdict(base),
         "policies": summarise(rows) if rows else {},
@@ -220,7 +240,9 @@ def main() -> int:
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, found in result["policies"].items():
         print(f"{name:20s} {found['targets']:3d} {found['dice']} plane {found['largest_plane']}")
-    return 0
+        for click, over in enumerate(found.get("over_told", []), start=1):
+            print(f"  click {click}: over told {over['mean']:+.3f} {over['mean_95']}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
