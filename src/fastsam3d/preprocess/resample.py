@@ -131,7 +131,7 @@ def apply_taps(array_IJK: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
     local = [local[axis] for axis in order]
     on_cpu = box.device.type == "cpu"
     result = _apply_planewise(box, local) if on_cpu else apply_taps_axiswise(box, local)
-    return result.permute([order.index(axis) for axis in range(3)]).contiguous()
+    return _in_order_of_axes(result, order)
 
 
 def apply_taps_axiswise(array_IJK: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
@@ -181,6 +181,17 @@ def _apply_planewise(array_IJK: Tensor, taps: Sequence[AxisTaps]) -> Tensor:
         for t in range(1, rows.shape[1]):
             target.addcmul_(plane.index_select(0, rows[:, t]), row_weights[:, t])
     return planes @ axis_matrix(third, length_k)
+
+
+def _in_order_of_axes(result: Tensor, order: list[int]) -> Tensor:
+    """Return a result whose axis n is axis `order[n]` of the array, contiguous as I, J, K."""
+    if order != [2, 1, 0] or result.device.type != "cpu":
+        return result.permute([order.index(axis) for axis in range(3)]).contiguous()
+    # That of files. Measured on 128^3: torch transposes a matrix 5 to 10 times faster than it
+    # reverses three axes, and moving whole rows costs little.
+    length_k, length_j, length_i = result.shape
+    rows = result.reshape(length_k, length_j * length_i).t().contiguous()
+    return rows.reshape(length_j, length_i, length_k).transpose(0, 1).contiguous()
 
 
 def _hat_integral(x: NDArray[np.float64]) -> NDArray[np.float64]:
