@@ -93,18 +93,22 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
     return Volume(array, geometry, modality)
 
 
-def find_slices(folder: Path, series_uid: str | None = None) -> tuple[Path, ...]:
+def find_stack(folder: Path, series_uid: str | None = None) -> tuple[tuple[Path, ...], Geometry]:
     """Return the files of a series in the order of the volume's last axis, k = 0 first.
 
     Args:
         folder: As `read_series`.
         series_uid: As `read_series`.
 
+    Returns:
+        The files, and the geometry of the volume that they hold.
+
     Raises:
         VolumeReadError: As `read_series`, but for the pixels, which are not read.
+        GeometryError: As `read_series`.
     """
     slices = _checked_stack(_choose_series(_read_headers(folder), series_uid))
-    return tuple(item.path for item in slices)
+    return tuple(item.path for item in slices), _stack_geometry(slices)
 
 
 def _checked_stack(datasets: list[tuple[Path, Any]]) -> list[_Slice]:

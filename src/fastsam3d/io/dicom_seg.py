@@ -17,7 +17,7 @@ import pydicom
 
 from fastsam3d.errors import VolumeWriteError
 from fastsam3d.io.atomic import staged
-from fastsam3d.io.dicom import find_slices
+from fastsam3d.io.dicom import find_stack
 from fastsam3d.io.segmentation import Code, Terminology
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastsam3d.io.segmentation import Segment
-    from fastsam3d.volume import Mask
+    from fastsam3d.volume import Geometry, Mask
 
 dicom: Any = pydicom  # Its annotations are not checkable.
 
@@ -56,18 +56,20 @@ class SeriesHeaders:
 
     Attributes:
         slices: Headers without pixels, k = 0 first.
+        geometry: Of the volume that they hold.
     """
 
     slices: tuple[Any, ...]
+    geometry: Geometry
 
     @classmethod
     def read(cls, folder: str | PathLike[str], series_uid: str | None = None) -> SeriesHeaders:
-        """Read the headers of a folder's series; arguments and errors as `io.dicom.read_series`."""
-        paths = find_slices(Path(folder), series_uid)
+        """Read the headers of a folder's series; arguments and errors as `io.dicom.find_stack`."""
+        paths, geometry = find_stack(Path(folder), series_uid)
         headers = tuple(dicom.dcmread(path, stop_before_pixels=True) for path in paths)
         for header in headers:
             header.remove_private_tags()
-        return cls(headers)
+        return cls(headers, geometry)
 
 
 def write_dicom_seg(
@@ -88,13 +90,14 @@ def write_dicom_seg(
         algorithm: What segmented.
 
     Raises:
-        VolumeWriteError: Nothing is segmented, the label maps are not on the grid of the series,
+        VolumeWriteError: Nothing is segmented, the label maps are not where the series is,
             its headers lack what DICOM requires, highdicom is not installed, or the system refused.
     """
-    first = series.slices[0]
-    shape = (int(first.Columns), int(first.Rows), len(series.slices))
-    if any(layer.shape != shape for layer in layers):
-        message = f"Label maps must be on the grid of the series, {shape}, got another; check both."
+    if not all(series.geometry.is_close(layer.geometry) for layer in layers):
+        message = (
+            f"Label maps must be on the grid of the series, {series.geometry}, got another; give "
+            "the folder that the volume was read from."
+        )
         raise VolumeWriteError(message)
     used = [int(k) for k in np.flatnonzero(_is_used(layers, segments))]
     if not used:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from fastsam3d import __version__
+from fastsam3d.errors import VolumeWriteError
 from fastsam3d.io.segmentation import write_segmentation
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.session.object_mask import ObjectMask
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from fastsam3d.session.objects import StudyObject
     from fastsam3d.session.session import Session
     from fastsam3d.volume import Region, Volume
+
+
+DICOM_SUFFIX: Final = ".dcm"
 
 
 class StudyBase:
@@ -183,17 +188,44 @@ class StudyBase:
         self.state.find(object_id)
         return measure_object(self.state.shown[object_id], self._volume)
 
-    def export(self, path: str | PathLike[str]) -> None:
+    def export(
+        self,
+        path: str | PathLike[str],
+        *,
+        series: str | PathLike[str] | None = None,
+        series_uid: str | None = None,
+    ) -> None:
         """Write all objects with names, colours and codes; see `io.segmentation`.
 
         Args:
-            path: ``.seg.nrrd`` for 3D Slicer, or a label map in any format of `write_mask`.
+            path: ``.seg.nrrd`` for 3D Slicer, ``.dcm`` for DICOM SEG, or a label map in any format
+                of `write_mask`.
+            series: Folder of the DICOM series that the volume was read from; for ``.dcm`` only,
+                which refers to its slices.
+            series_uid: Which series of the folder, where it holds several.
 
         Raises:
-            VolumeWriteError: The format cannot hold overlapping objects, or the system refused.
+            VolumeWriteError: The format cannot hold overlapping objects, DICOM SEG lacks its
+                series, or gets another one, or has no voxel to write, or the system refused.
+            VolumeReadError: The series cannot be read.
         """
         arrays, segments = self.state.layers(self._volume.shape)
-        write_segmentation([self._volume.new_mask(array) for array in arrays], segments, path)
+        layers = [self._volume.new_mask(array) for array in arrays]
+        if Path(path).suffix.lower() != DICOM_SUFFIX:
+            write_segmentation(layers, segments, path)
+            return
+        if series is None:
+            message = "DICOM SEG refers to slices; give their folder, as in series='ct_dicom'."
+            raise VolumeWriteError(message)
+        from fastsam3d.io.dicom_seg import (  # noqa: PLC0415 - most studies export other files
+            Algorithm,
+            SeriesHeaders,
+            write_dicom_seg,
+        )
+
+        maker = Algorithm(f"fastsam3d {self.session.predictor.model.config.name}", __version__)
+        headers = SeriesHeaders.read(series, series_uid)
+        write_dicom_seg(layers, segments, headers, path, algorithm=maker)
 
     # Files
 
