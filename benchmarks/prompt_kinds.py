@@ -31,7 +31,7 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +74,40 @@ class Arm:
     scale: dict[str, Any]
 
 
-def _arm(kind: str, **drawn: Any) -> Arm:
-    return Arm(kind=kind, drawn=drawn, scale={})
+def _arms(kind: str, settings: dict[str, dict[str, Any]]) -> dict[str, Arm]:
+    drawn = {item.name for item in fields(DrawnPolicy)}
+    return {
+        f"{kind}, {words}": Arm(
+            kind=kind,
+            drawn={key: value for key, value in chosen.items() if key in drawn},
+            scale={key: value for key, value in chosen.items() if key not in drawn},
+        )
+        for words, chosen in settings.items()
+    }
 
 
+ON_SLICES: dict[str, dict[str, Any]] = {
+    "no box": {"boxes_first_mask": False, "keeps_best": False},
+    "box": {"boxes_first_mask": True, "keeps_best": False},
+    "box, best": {"boxes_first_mask": True, "keeps_best": True},
+    "best": {"boxes_first_mask": False, "keeps_best": True},
+}
 ARMS: dict[str, Arm] = {
-    **{kind: _arm(kind) for kind in KINDS},
+    **{kind: Arm(kind=kind, drawn={}, scale={}) for kind in KINDS},
+    **_arms(
+        "box",
+        {
+            "a click's spacing": {"box_extent": 0.0, "box_repeats": 0},
+            "fitted to 0.6": {"box_extent": 0.6, "box_repeats": 0},
+            "a click's spacing, repeated": {"box_extent": 0.0, "box_repeats": 1},
+            "fitted to 0.45, repeated": {"box_extent": 0.45, "box_repeats": 1},
+            "fitted to 0.6, repeated": {"box_extent": 0.6, "box_repeats": 1},
+            "fitted to 0.6, repeated twice": {"box_extent": 0.6, "box_repeats": 2},
+        },
+    ),
+    **_arms("slice box", ON_SLICES),
+    **_arms("lasso", ON_SLICES),
+    **_arms("scribble", {"best": {"keeps_best": True}, "5 points": {"scribble_corrections": 5}}),
 }
 
 

@@ -167,7 +167,8 @@ def test_a_drawing_spends_one_budget_on_all_of_its_corrections():
     assert len(free.predictor.model.decoded) == 6
     bound = make_session(volume, replace(policy, budget_ms=150.0, encode_ms=100.0, click_ms=20.0))
     found = bound.add(drawn)
-    assert len(bound.predictor.model.decoded) == 3
+    # An encode and two decodes; a third would cost 160 ms.
+    assert len(bound.predictor.model.decoded) == 2
     assert any("budget of 150 ms" in warning for warning in found.warnings)
 
 

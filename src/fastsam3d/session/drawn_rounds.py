@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from fastsam3d.prompts import Lasso, Painted, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.prompts import Box, Lasso, Painted, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.history import BUDGET_WARNING, RoundHint
 from fastsam3d.session.middle import depth_mm, middle_voxel
@@ -46,6 +46,10 @@ WELL_OUTSIDE: Final = 0.2
 BOX_CORE: Final = 0.5
 """Size of what a slice box claims over that of the ellipse within it: structures are round, but a
 larger claim makes a correction of every dent."""
+
+
+MASK_TRIM: Final = 0.5
+"""Percent of a mask's voxels that its depth leaves out at each end."""
 
 
 class PlayRound(Protocol):
@@ -73,6 +77,9 @@ class DrawnPolicy:
         scribble_reach: How much longer an object is held to be than the scribble along it; 0 for
             not saying.
         smallest_part: A disagreement over less than this part of the drawing is left alone.
+        boxes_first_mask: Tell the model the box of a first lasso or slice box: as wide as it was
+            drawn, and as deep as the mask of its first point.
+        keeps_best: Answer with the mask that disagrees least with the drawing, not the latest.
     """
 
     scribble_corrections: int = 2
@@ -80,6 +87,8 @@ class DrawnPolicy:
     slice_box_corrections: int = 5
     scribble_reach: float = 1.4
     smallest_part: float = 0.01
+    boxes_first_mask: bool = False
+    keeps_best: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,6 +104,8 @@ class _Claim:
         margin_mm: See there.
         limit: Corrections at most.
         extent_mm: How large the object is.
+        axis: Across the slice of which the drawing tells the object's width; None where it does
+            not.
     """
 
     seed: Voxels
@@ -105,6 +116,21 @@ class _Claim:
     margin_mm: float = 0.0
     limit: int
     extent_mm: float | None = None
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What a prompt may cost, and what one more look at the same place does; 0 for no bound."""
+
+    limit_ms: float
+    click_ms: float
+
+    def affords(self, played: list[RoundState]) -> bool:
+        """Whether there is room for one more look; the first is always taken."""
+        if not self.limit_ms or not played:
+            return True
+        return _spent_ms(played) + self.click_ms <= self.limit_ms
 
 
 def play_prompt(
@@ -115,6 +141,7 @@ def play_prompt(
     policy: DrawnPolicy,
     *,
     budget_ms: float = 0.0,
+    click_ms: float = 0.0,
 ) -> RoundState:
     """Return the state after the newest prompt of a set.
 
@@ -125,7 +152,8 @@ def play_prompt(
         prompts: As given, the new one last.
         geometry: Grid of the volume.
         policy: How hard to work on a drawing.
-        budget_ms: As `ScalePolicy.budget_ms`: once it is spent, nothing more is corrected.
+        budget_ms: As `ScalePolicy.budget_ms`: what does not fit is not corrected.
+        click_ms: As `ScalePolicy.click_ms`.
 
     Raises:
         PromptError: A prompt does not fit the volume.
@@ -134,7 +162,8 @@ def play_prompt(
     newest = prompts.prompts[-1]
     if isinstance(newest, Scribble | Lasso | SliceBox | Painted):
         claim = _claim(newest, geometry, policy)
-        state = _play_drawn(play_round, before, claim, geometry, policy, budget_ms=budget_ms)
+        budget = _Budget(budget_ms, click_ms)
+        state = _play_drawn(play_round, before, claim, geometry, policy, budget)
     else:
         seen = (PromptSet() if before is None else before.seen).add(newest)
         state = replace(play_round(seen, before), seen=seen)
@@ -152,29 +181,44 @@ def _play_drawn(
     claim: _Claim,
     geometry: Geometry,
     policy: DrawnPolicy,
-    *,
-    budget_ms: float,
+    budget: _Budget,
 ) -> RoundState:
     state = before
     warnings: tuple[str, ...] = ()
     played: list[RoundState] = []
     if state is None or state.roi is None:
         hint = RoundHint(extent_mm=claim.extent_mm)
-        state = _play_point(play_round, state, claim.seed, positive=claim.is_positive, hint=hint)
+        point = Point.voxel(claim.seed.tolist(), positive=claim.is_positive)
+        state = _play_one(play_round, state, point, hint)
         played.append(state)
+        box = _box_of_first_mask(state, claim) if policy.boxes_first_mask else None
+        if box is not None and budget.affords(played):
+            hint = RoundHint(spent_ms=_spent_ms(played))
+            state = _play_one(play_round, state, box, hint)
+            played.append(state)
+    best = _Best(claim, geometry) if policy.keeps_best else None
     for _ in range(claim.limit):
         wrong, positive = _largest_disagreement(state, claim, geometry)
         if len(wrong) <= policy.smallest_part * len(claim.drawn):
             break
-        hint = RoundHint(spent_ms=sum(one.work_ms for one in played))
-        if budget_ms and hint.spent_ms >= budget_ms:
-            warnings = (BUDGET_WARNING.format(budget_ms),)
+        if best is not None:
+            best.see(state)
+        if not budget.affords(played):
+            warnings = (BUDGET_WARNING.format(budget.limit_ms),)
             break
-        voxel = middle_voxel(wrong, geometry)
-        state = _play_point(play_round, state, voxel, positive=positive, hint=hint)
+        point = Point.voxel(middle_voxel(wrong, geometry).tolist(), positive=positive)
+        hint = RoundHint(spent_ms=_spent_ms(played))
+        state = _play_one(play_round, state, point, hint)
         played.append(state)
+    if best is not None:
+        state = best.see(state)
+    given = () if before is None else before.seen.boxes
     return replace(
         state,
+        # The depth of a box that nobody drew must not bind what the user says next.
+        seen=PromptSet(
+            tuple(one for one in state.seen if not isinstance(one, Box) or one in given)
+        ),
         prediction=replace(
             state.prediction,
             encode_ms=sum(one.prediction.encode_ms for one in played),
@@ -184,16 +228,48 @@ def _play_drawn(
     )
 
 
-def _play_point(
-    play_round: PlayRound,
-    before: RoundState | None,
-    voxel: Voxels,
-    *,
-    positive: bool,
-    hint: RoundHint,
+@dataclass
+class _Best:
+    """The state that disagrees least with a drawing, of those seen; of equals the earlier one."""
+
+    claim: _Claim
+    geometry: Geometry
+    state: RoundState | None = None
+    wrong: int = 0
+
+    def see(self, state: RoundState) -> RoundState:
+        wrong = sum(map(len, _disagreements(state, self.claim, self.geometry)))
+        if self.state is None or wrong < self.wrong:
+            self.state, self.wrong = state, wrong
+        return self.state
+
+
+def _spent_ms(played: list[RoundState]) -> float:
+    return sum(one.work_ms for one in played)
+
+
+def _box_of_first_mask(state: RoundState, claim: _Claim) -> Box | None:
+    """Return the box that is as wide as a drawing and as deep as what a mask has under it."""
+    axis = claim.axis
+    if axis is None or not claim.is_positive:
+        return None
+    low, high = claim.drawn.min(axis=0), claim.drawn.max(axis=0) + 1
+    mask = ObjectMask.of(state.prediction)
+    voxels = np.argwhere(mask.array) + mask.region.start
+    plane = [a for a in range(3) if a != axis]
+    is_under = np.all((voxels[:, plane] >= low[plane]) & (voxels[:, plane] < high[plane]), axis=1)
+    if not is_under.any():
+        return None
+    first, last = np.percentile(voxels[is_under, axis], [MASK_TRIM, 100 - MASK_TRIM])
+    # The slice that was drawn on is in the box, whatever the mask says.
+    low[axis], high[axis] = min(low[axis], int(first)), max(high[axis], int(last) + 1)
+    return Box.voxel(low.tolist(), high.tolist())
+
+
+def _play_one(
+    play_round: PlayRound, before: RoundState | None, prompt: Point | Box, hint: RoundHint
 ) -> RoundState:
-    point = Point.voxel(voxel.tolist(), positive=positive)
-    seen = (PromptSet() if before is None else before.seen).add(point)
+    seen = (PromptSet() if before is None else before.seen).add(prompt)
     return replace(play_round(seen, before, hint), seen=seen)
 
 
@@ -223,6 +299,7 @@ def _claim(
         drawn=inside,
         limit=policy.slice_box_corrections,
         extent_mm=_extent_mm(inside, geometry),
+        axis=moved.axis,
     )
 
 
@@ -235,6 +312,7 @@ def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolic
         drawn=voxels,
         limit=policy.lasso_corrections,
         extent_mm=_extent_mm(voxels, geometry),
+        axis=prompt.axis if isinstance(prompt, Lasso) else prompt.lasso_axis,
     )
     if not prompt.positive:
         return replace(claim, outside=voxels)
@@ -267,12 +345,18 @@ def _largest_disagreement(
     state: RoundState, claim: _Claim, geometry: Geometry
 ) -> tuple[Voxels, bool]:
     """Return the voxels in which mask and drawing disagree, and the sign of what corrects them."""
+    missed, spilled = _disagreements(state, claim, geometry)
+    return (missed, True) if len(missed) >= len(spilled) else (spilled, False)
+
+
+def _disagreements(state: RoundState, claim: _Claim, geometry: Geometry) -> tuple[Voxels, Voxels]:
+    """Return the voxels that a mask misses of a drawing, and those that it has but must not."""
     mask = ObjectMask.of(state.prediction)
     missed = claim.inside[~_lookup(mask, claim.inside)]
     spilled = claim.outside[_lookup(mask, claim.outside)]
     if claim.margin_mm and len(spilled):
         spilled = spilled[_distance(spilled, claim.drawn, geometry) > claim.margin_mm]
-    return (missed, True) if len(missed) >= len(spilled) else (spilled, False)
+    return missed, spilled
 
 
 def _lookup(mask: ObjectMask, voxels: Voxels) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastsam3d.volume import Geometry
+    from fastsam3d.volume import Geometry, Region
 
     Voxels = NDArray[np.int64]
 
@@ -35,6 +35,19 @@ def middle_voxel(voxels: Voxels, geometry: Geometry) -> Voxels:
     # Whole micrometres: noise of a last bit must not decide between equals.
     from_centre = np.linalg.norm(at_mm - at_mm.mean(axis=0), axis=1).round(3)
     return deepest[from_centre.argmin()]
+
+
+def central_voxel(part: NDArray[np.bool_], region: Region) -> NDArray[np.float64]:
+    """Return the voxel of a mask that is nearest to the middle of its box.
+
+    Args:
+        part: The mask in the box, with at least one voxel.
+        region: The box.
+    """
+    middle = (np.array(part.shape) - 1) / 2
+    voxels = np.argwhere(part)
+    nearest = voxels[np.square(voxels - middle).sum(1).argmin()]
+    return np.asarray(nearest + region.start, np.float64)
 
 
 def depth_mm(voxels: Voxels, geometry: Geometry) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
-from fastsam3d.session.middle import middle_voxel
+from fastsam3d.session.middle import central_voxel, middle_voxel
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
 
@@ -221,14 +221,18 @@ class Round:
         if not is_inside.any():
             return look
         middle = middle_voxel(voxels[is_inside], geometry)
-        extent_mm = float((np.array(box.region.shape) * geometry.spacing).max())
-        policy = scale.policy_for_extent(self.policy, extent_mm, size=self._size)
-        spacing = max(policy.spacings_mm[0], scale.finest_spacing(policy, geometry))
+        spacing = scale.spacing_of_box(self.policy, geometry, box.region, size=self._size)
         roi = Roi.around(middle, geometry, spacing, self._size)
         if not self._affords(roi):
             return look
         prompts = PromptSet((Point.voxel(middle.tolist()), *self._prompts.prompts))
-        return self._look(roi, self._encode([roi])[0], None, prompts=prompts)
+        (encoded,) = self._encode([roi])
+        look = self._look(roi, encoded, None, prompts=prompts)
+        for _ in range(self.policy.box_repeats):
+            if look.extent.is_empty or not self._affords(roi):
+                break
+            look = self._look(roi, encoded, look.decoded.prompt_logits, prompts=prompts)
+        return look
 
     def _next_look(self, before: RoundState, roi: Roi, newest: object) -> Look:
         """Look again with one more prompt, at the same place if everything fits in."""
@@ -419,7 +423,7 @@ class Round:
         geometry = self.volume.geometry
         region = prompt.region
         if roi is None or not _holds(roi_region(geometry, roi), region):
-            centre = _middle_voxel(prompt.part, region)
+            centre = central_voxel(prompt.part, region)
             roi = scale.roi_of_region(self.policy, geometry, region, size=self._size, centre=centre)
         logits = mask_to_logits(prompt.array, geometry, roi, size=self.predictor.logits_size)
         logits = logits.to(self.predictor.device)
@@ -479,11 +483,3 @@ def _has_positive(prompts: RoiPrompts) -> bool:
 
 def _holds(outer: Region, inner: Region) -> bool:
     return outer.union(inner) == outer
-
-
-def _middle_voxel(part: NDArray[np.bool_], region: Region) -> NDArray[np.float64]:
-    """Return a voxel of the mask near the middle of its box: models expect one at the centre."""
-    middle = (np.array(part.shape) - 1) / 2
-    voxels = np.argwhere(part)
-    nearest = voxels[np.square(voxels - middle).sum(1).argmin()]
-    return np.asarray(nearest + region.start, np.float64)

@@ -57,6 +57,9 @@ class ScalePolicy:
         largest_extent: Refine where the extent is above this part of the side.
         drawn_extent: As `target_extent` for a first drawing on a slice, where the third side of the
             object is not known.
+        box_extent: As `target_extent` for the second look at a first box, whose sides are known;
+            0 takes the spacing that a click would be answered at.
+        box_repeats: How often the answer to a first box is given back to the model.
         max_refinements: How often a first click may be refined.
         max_later_refinements: How often each further prompt may be refined, now that the object
             is better known.
@@ -93,6 +96,8 @@ class ScalePolicy:
     smallest_extent: float = 0.3
     largest_extent: float = 0.8
     drawn_extent: float = 0.4
+    box_extent: float = 0.0
+    box_repeats: int = 0
     max_refinements: int = 0
     max_later_refinements: int = 0
     consistent_extent: float = 1.6
@@ -238,6 +243,23 @@ def roi_of_region(
     sides_mm = 2 * np.maximum(high - middle, middle - low) * geometry.spacing
     spacing = float(sides_mm.max()) / (policy.target_extent * size)
     return Roi.around(middle, geometry, max(spacing, finest_spacing(policy, geometry)), size)
+
+
+def spacing_of_box(policy: ScalePolicy, geometry: Geometry, region: Region, *, size: int) -> float:
+    """Return the spacing in mm at which to look for the object in a box of voxels a second time.
+
+    Args:
+        policy: Extent aimed at, finest spacing.
+        geometry: Grid of the volume.
+        region: The box, voxels of the volume as stored.
+        size: Side of the ROI in voxels.
+    """
+    extent_mm = float((np.array(region.shape) * geometry.spacing).max())
+    if policy.box_extent:
+        spacing = extent_mm / (policy.box_extent * size)
+    else:
+        spacing = policy_for_extent(policy, extent_mm, size=size).spacings_mm[0]
+    return max(spacing, finest_spacing(policy, geometry))
 
 
 def box_to_roi(box: Box, geometry: Geometry, roi: Roi) -> NDArray[np.float64]:

@@ -422,6 +422,7 @@ class Session:
                 self.volume.geometry,
                 self._drawn,
                 budget_ms=self._policy.budget_ms,
+                click_ms=self._policy.click_ms,
             )
             state = replace(state, channel=channel)
             self._states.put(state)
