@@ -39,6 +39,25 @@ class NestedModel(BrightModel):
         return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
 
 
+class FollowingModel(NestedModel):
+    """As `NestedModel`, but a mask prompt says which of the three structures is meant."""
+
+    def decode_masks(self, embedding, points, labels, *, mask_logits=None, **options):
+        options["multimask"], is_many = True, options.get("multimask", False)
+        # No balls around clicks: every edge is a structure's own.
+        logits, quality = super().decode_masks(embedding, points, labels * 0 - 1, **options)
+        if is_many:
+            return logits, quality
+        meant = 1
+        if mask_logits is not None:
+            known = mask_logits[0, 0] > -5.5
+            wanted = mask_logits[0, 0] > 0
+            shared = [int(((one > 0) & wanted).sum()) for one in logits[0]]
+            either = [int((((one > 0) & known) | wanted).sum()) for one in logits[0]]
+            meant = max(range(3), key=lambda n: shared[n] / max(1, either[n]))
+        return logits[:, meant : meant + 1], quality[:, meant : meant + 1]
+
+
 class HesitantModel(NestedModel):
     """As `NestedModel`, but less sure of what is far from its first point."""
 

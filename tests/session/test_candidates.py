@@ -1,6 +1,5 @@
 """Candidates: what else a click may have meant, and a choice that is a prompt like any other."""
 
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -9,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsam3d.errors import PromptError, SessionStateError
-from fastsam3d.preprocess.roi import roi_region
-from fastsam3d.prompts import Box, MaskPrompt, Point, PromptLog, Scribble
-from fastsam3d.session import Study
-from fastsam3d.session.candidates import SAME_IOU, find_candidates
+from fastsam3d.prompts import Box, Point, PromptLog, Scribble
+from fastsam3d.session import Predictor, ScalePolicy, Session, Study
+from fastsam3d.session.candidates import SAME_IOU
+from fastsam3d.volume import Geometry, Volume
 from tests.session.ambiguous_model import (
     BODY,
     CENTRE,
     CORE,
     SHELL,
     SIDE,
+    FollowingModel,
     NestedModel,
     nested_session,
     nested_volume,
@@ -26,12 +26,35 @@ from tests.session.ambiguous_model import (
 from tests.session.phantoms import BrightModel, ball_volume
 
 VOLUME = nested_volume()
+TUBE, TUBE_CENTRE = (40, 40, 112), (20, 20, 56)
 voxels = st.tuples(*[st.integers(14, 26)] * 3)
 
 
 def voxels_within(radius: float) -> np.ndarray:
     index = np.moveaxis(np.indices((SIDE,) * 3), 0, -1)
     return np.linalg.norm(index - np.asarray(CENTRE), axis=-1) <= radius
+
+
+def tube_within(radius: float) -> np.ndarray:
+    at = np.moveaxis(np.indices(TUBE), 0, -1)
+    is_near = np.linalg.norm(at[..., :2] - np.asarray(TUBE_CENTRE[:2]), axis=-1) <= radius
+    return is_near & (at[..., 2] >= 4) & (at[..., 2] < TUBE[2] - 4)
+
+
+def nested_tube() -> Volume:
+    """Return three tubes inside each other, longer than three ROIs."""
+    array = np.zeros(TUBE)
+    for radius, brightness in (SHELL, BODY, CORE):
+        array[tube_within(radius)] = brightness
+    noise = np.random.default_rng(0).normal(0, 5, TUBE)
+    return Volume((array + noise).astype(np.float32), Geometry(TUBE, np.eye(4)))
+
+
+def tube_session(volume: Volume) -> Session:
+    policy = ScalePolicy(spacings_mm=(1.25,), max_growths=0)
+    session = Session(Predictor(FollowingModel()), policy=policy)
+    session.set_volume(volume)
+    return session
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -133,23 +156,27 @@ def test_what_was_painted_binds_every_candidate():
     assert all(whole(candidate)[20, 20, 1:4].all() for candidate in found)
 
 
-def test_beyond_what_the_model_looked_at_candidates_are_the_answer():
-    session = nested_session()
-    session.add_point(CENTRE)
-    far = np.zeros(VOLUME.shape, np.uint8)
-    far[19:22, 19:22, :] = 1
-    session.add_mask(MaskPrompt(far, VOLUME.geometry).as_answer())
-    look = session._look_back()
-    small = replace(look, roi=replace(look.roi, spacing_mm=0.5))
-    seen = roi_region(VOLUME.geometry, small.roi)
-    found = find_candidates(small)
-    assert len(found) > 1
-    for candidate in found:
-        beyond = whole(candidate)
-        beyond[seen.slices] = False
-        expected = far > 0
-        expected[seen.slices] = False
-        np.testing.assert_array_equal(beyond, expected)
+def test_a_candidate_is_followed_beyond_the_roi_as_the_answer_was():
+    volume = nested_tube()
+    session = tube_session(volume)
+    assert not session.add_point(TUBE_CENTRE).warnings
+    found = {candidate.kind: candidate for candidate in session.candidates()}
+    assert set(found) == {"part", "answer", "whole"}
+    for kind, (radius, _) in {"part": CORE, "answer": BODY, "whole": SHELL}.items():
+        truth = tube_within(radius)
+        assert iou(found[kind].mask.to_array(volume.shape) > 0, truth) > 0.8, kind
+
+
+def test_a_candidate_of_a_later_click_keeps_what_earlier_tiles_saw():
+    volume = nested_tube()
+    session = tube_session(volume)
+    session.add_point(TUBE_CENTRE)
+    i, j, k = TUBE_CENTRE
+    session.add_point((i, j, k + 30))
+    answer = session.prediction.mask.array > 0
+    for candidate in session.candidates():
+        mask = candidate.mask.to_array(volume.shape) > 0
+        np.testing.assert_array_equal(mask[:, :, :40], answer[:, :, :40])
 
 
 def test_masks_that_hold_no_click_are_not_offered():

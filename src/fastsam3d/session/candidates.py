@@ -4,7 +4,8 @@ A click on a kidney's cyst may mean the cyst, the kidney or both kidneys. The mo
 give three masks for an ambiguous first click besides the settled one. With the weights that ship,
 one of the three is nearly the settled mask, one is smaller (a part) and one is larger (the whole
 that it belongs to), at first clicks and later ones alike. So the candidates are the answer and
-those of the three that differ from it; they cost one more decoding and nothing is encoded again.
+those of the three that differ from it. They cost one more decoding; one that runs out of what the
+model looked at is followed by further looks, as the answer was.
 
 Candidates are ordered by predicted quality. On development cases the model always rated its settled
 mask highest (benchmarks/uncertainty.json), so the order does not say which one the user meant: show
@@ -19,14 +20,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from fastsam3d.preprocess.roi import paste_logits, roi_region
 from fastsam3d.prompts import MaskPrompt
-from fastsam3d.session import scale
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastsam3d.preprocess.roi import Roi
+    from fastsam3d.session.answers import Answer
     from fastsam3d.session.looks import LookBack
     from fastsam3d.session.predictor import DecodedMask
     from fastsam3d.volume import Geometry
@@ -62,11 +64,14 @@ class Candidate:
         return MaskPrompt.of_part(self.mask.region, self.mask.array, self.geometry).as_answer()
 
 
-def find_candidates(look: LookBack) -> tuple[Candidate, ...]:
+def find_candidates(
+    look: LookBack, follow: Callable[[DecodedMask], Answer]
+) -> tuple[Candidate, ...]:
     """Return the masks that the prompts so far may have meant, best predicted quality first.
 
     Args:
         look: The answer and what the model was given for it.
+        follow: Makes the answer that a mask of the ROI would have become.
 
     Returns:
         Up to `MAX_CANDIDATES` different masks, none empty; the answer is one of them unless it
@@ -83,7 +88,7 @@ def find_candidates(look: LookBack) -> tuple[Candidate, ...]:
         look.encoded, look.prompts, mask_logits_SSS=look.fed_logits
     )
     for one in sorted(decoded, key=lambda mask: -mask.quality):
-        mask = _mask_of(look, one, answer)
+        mask = _mask_of(look, follow(one))
         is_other = all(_iou(mask, known.mask) <= SAME_IOU for known in kept)
         if is_other and _holds_a_click(look, mask):
             kept.append(_candidate(look, mask, one.quality, answer))
@@ -103,14 +108,11 @@ def _candidate(look: LookBack, mask: ObjectMask, quality: float, answer: ObjectM
     )
 
 
-def _mask_of(look: LookBack, decoded: DecodedMask, answer: ObjectMask) -> ObjectMask:
-    """Return a mask as a round would have answered it."""
-    logits = scale.clicked_parts(decoded.logits, look.clicks)
-    region, part = paste_logits(logits, look.geometry, look.roi)
-    painted = apply_evidence(region, part, look.state.prompts, look.geometry)
-    looked_at = roi_region(look.geometry, look.roi)
-    box = ObjectMask(looked_at, np.ones(looked_at.shape, np.bool_))
-    return ObjectMask.cropped(*painted).union(answer.difference(box))
+def _mask_of(look: LookBack, found: Answer) -> ObjectMask:
+    """Return a mask as a round would have shown it."""
+    return ObjectMask.cropped(
+        *apply_evidence(found.region, found.mask, look.state.prompts, look.geometry)
+    )
 
 
 def _holds_a_click(look: LookBack, mask: ObjectMask) -> bool:

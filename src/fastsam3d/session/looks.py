@@ -88,6 +88,7 @@ class LookBack:
     Attributes:
         encoder: Embeds ROIs of the volume.
         state: The answer.
+        before: The answer without the newest prompt; None without any.
         roi: What the model saw.
         encoded: Its embedding.
         prompts: The points and the box in it.
@@ -97,6 +98,7 @@ class LookBack:
 
     encoder: RoiEncoder
     state: RoundState
+    before: RoundState | None
     roi: Roi
     encoded: EncodedRoi
     prompts: RoiPrompts
@@ -140,6 +142,7 @@ def look_back(encoder: RoiEncoder, state: RoundState, before: RoundState | None)
     return LookBack(
         encoder=encoder,
         state=state,
+        before=before,
         roi=state.roi,
         encoded=encoder.encode([state.roi])[0],
         prompts=prompts_in_roi(state.seen.to_voxel(geometry), geometry, state.roi),

@@ -90,6 +90,14 @@ class Mosaic:
         i, j, k = (np.asarray(self.anchor.centre_voxel) + np.asarray(origin) * step).tolist()
         return Roi((i, j, k), self.anchor.spacing_mm, self.anchor.size)
 
+    def origin_of(self, roi: Roi, geometry: Geometry) -> Triple | None:
+        """Return where a tile begins on the lattice; None where an ROI is no tile of it."""
+        step = self.anchor.spacing_mm / np.asarray(canonical_spacing(geometry))
+        offset = np.subtract(roi.centre_voxel, self.anchor.centre_voxel) / step
+        i, j, k = (int(value) for value in np.rint(offset))
+        is_tile = roi.spacing_mm == self.anchor.spacing_mm and np.allclose(offset, (i, j, k))
+        return (i, j, k) if is_tile else None
+
     def region(self, geometry: Geometry) -> Region:
         """Return the box of the volume as stored that holds all that was looked at."""
         seen = Region((0, 0, 0), (0, 0, 0))

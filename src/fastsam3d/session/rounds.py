@@ -25,6 +25,7 @@ from fastsam3d.preprocess.roi import (
 from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
+from fastsam3d.session.answers import Answer, Look, repeated
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
 from fastsam3d.session.middle import central_voxel, middle_voxel
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from fastsam3d.session.cache import EmbeddingCache
     from fastsam3d.session.predictor import DecodedMask, EncodedRoi, Predictor, RoiPrompts
-    from fastsam3d.session.scale import MaskExtent, ScalePolicy
+    from fastsam3d.session.scale import ScalePolicy
     from fastsam3d.volume import Geometry, Volume
 
 EMPTY_WARNING = (
@@ -48,44 +49,6 @@ EMPTY_WARNING = (
 BLANK_WARNING = "The volume is constant around the prompts, so nothing can be found there."
 NEGATIVE_WARNING = "A negative point selects nothing by itself; add a positive point or a box."
 EMPTY_MASK_WARNING = "The mask prompt marks no voxel and was ignored."
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """One decoded ROI.
-
-    Attributes:
-        roi: Where the model looked.
-        decoded: What it saw.
-        extent: How that lies in the ROI.
-        score: How good it is, as `scale.score` says.
-    """
-
-    roi: Roi
-    decoded: DecodedMask
-    extent: MaskExtent
-    score: float
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Answer:
-    """What a round found, before it is dressed up as a state.
-
-    Attributes:
-        region: Box of the volume with all foreground.
-        mask: The mask in it.
-        quality: Predicted quality.
-        roi: What the model saw at the newest prompt.
-        logits: What the next round is fed.
-        mosaic: All that was seen, where one ROI was not enough.
-    """
-
-    region: Region = EMPTY_REGION
-    mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
-    quality: float = 0.0
-    roi: Roi | None = None
-    logits: Tensor | None = None
-    mosaic: Mosaic | None = None
 
 
 @dataclass
@@ -156,6 +119,26 @@ class Round:
             mosaic=answer.mosaic,
             work_ms=self._work_ms,
         )
+
+    def answer_as(self, before: RoundState | None, roi: Roi, decoded: DecodedMask) -> Answer:
+        """Return what the round would answer had the model seen this at the newest prompt.
+
+        Args:
+            before: As `play`.
+            roi: Where the model looked.
+            decoded: What it is to have seen there.
+
+        Raises:
+            CheckpointError: The model returned logits that are not finite.
+        """
+        self._looked_at = _looked_at(before, self.volume.geometry) | {roi}
+        look = self._judged(roi, decoded, prompts_in_roi(self._prompts, self.volume.geometry, roi))
+        known = None if before is None else before.mosaic
+        origin = None if known is None else known.origin_of(roi, self.volume.geometry)
+        if known is None or origin is None:
+            return self._finish(look)
+        mosaic = known.with_tile(origin, look.decoded.logits, look.decoded.quality)
+        return self._finish(look, mosaic.with_clicked_parts(self._clicks_in(mosaic)))
 
     @property
     def _size(self) -> int:
@@ -409,6 +392,9 @@ class Round:
         given = self._prompts if prompts is None else prompts
         seen = prompts_in_roi(given, self.volume.geometry, roi)
         decoded = self.predictor.decode(encoded, seen, mask_logits_SSS=mask, multimask=multimask)
+        return self._judged(roi, decoded, seen)
+
+    def _judged(self, roi: Roi, decoded: DecodedMask, seen: RoiPrompts) -> Look:
         clicks = seen.points[seen.is_positive]
         decoded = replace(decoded, logits=scale.clicked_parts(decoded.logits, clicks))
         extent = scale.measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
@@ -419,7 +405,7 @@ class Round:
         roi = None if before is None else before.roi
         if prompt.is_empty:
             self._warnings.append(EMPTY_MASK_WARNING)
-            return _repeat(before)
+            return repeated(before)
         geometry = self.volume.geometry
         region = prompt.region
         if roi is None or not _holds(roi_region(geometry, roi), region):
@@ -448,19 +434,6 @@ class Round:
             logits=look.decoded.prompt_logits,
             mosaic=mosaic if len(mosaic.origins) > 1 else None,
         )
-
-
-def _repeat(before: RoundState | None) -> Answer:
-    if before is None:
-        return Answer()
-    return Answer(
-        region=before.prediction.region,
-        mask=before.prediction.region_mask,
-        quality=before.prediction.predicted_quality,
-        roi=before.roi,
-        logits=before.prompt_logits,
-        mosaic=before.mosaic,
-    )
 
 
 def _looked_at(before: RoundState | None, geometry: Geometry) -> set[Roi]:

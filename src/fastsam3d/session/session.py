@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from fastsam3d.preprocess.roi import Roi
     from fastsam3d.prompts import Box, Prompt
     from fastsam3d.segmenter import Prediction
-    from fastsam3d.session.predictor import PromptableModel
+    from fastsam3d.session.answers import Answer
+    from fastsam3d.session.predictor import DecodedMask, PromptableModel
     from fastsam3d.volume import Volume
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -372,7 +373,14 @@ class Session:
             CheckpointError: The model returned logits that are not finite.
         """
         look = self._look_back()
-        return () if look is None else find_candidates(look)
+        if look is None:
+            return ()
+
+        def follow(decoded: DecodedMask) -> Answer:
+            again = self._round(self._channel, look.state.seen)
+            return again.answer_as(look.before, look.roi, decoded)
+
+        return find_candidates(look, follow)
 
     def choose(self, candidate: Candidate) -> Prediction:
         """Make a candidate the answer; the choice is a prompt like any other.
@@ -432,6 +440,9 @@ class Session:
     def _play_round(
         self, channel: str, given: PromptSet, before: RoundState | None, hint: RoundHint = NO_HINT
     ) -> RoundState:
+        return self._round(channel, given, hint).play(before)
+
+    def _round(self, channel: str, given: PromptSet, hint: RoundHint = NO_HINT) -> Round:
         return Round(
             predictor=self.predictor,
             policy=self._policy,
@@ -440,7 +451,7 @@ class Session:
             volume_id=self._channel_ids[channel],
             given=given,
             hint=hint,
-        ).play(before)
+        )
 
     def _look_back(self) -> LookBack | None:
         volume = select_channel(self.volume, self._channel)
