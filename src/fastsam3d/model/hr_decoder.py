@@ -90,6 +90,9 @@ class PromptMaps(nn.Module):
         """Return the largest Gaussian over the used points, shape (B, I, J, K)."""
         falls = torch.exp(-0.5 * (offset_BN3I / sigma) ** 2)
         first = falls[:, :, 0] * used_BN[..., None]
+        if falls.is_cuda and falls.shape[1] and not torch.is_grad_enabled():
+            balls = first[..., :, None, None] * falls[:, :, 1, None, :, None]
+            return (balls * falls[:, :, 2, None, None, :]).amax(1)
         drawn: Tensor | None = None
         for n in range(falls.shape[1]):  # a running maximum keeps one map in memory, not N
             ball = (
@@ -297,7 +300,8 @@ class HighResDecoder(nn.Module):
         has_box = (boxes[:, 3:] > boxes[:, :3]).all(1, keepdim=True)
         at = torch.cat((points, corners.to(points.dtype)), dim=1)
         at = ((at + 0.5) * (2 / self.image_size) - 1).clamp(-2, 2)
-        box_kinds = labels.new_tensor([[2, 3]]).long().expand(batch, 2)
+        # Made on the device: a copy from the host would end the capture of a CUDA graph.
+        box_kinds = torch.arange(2, 4, device=labels.device).expand(batch, 2)
         kinds = torch.cat((labels.clamp(min=0).long(), box_kinds), dim=1)
         used = torch.cat((labels >= 0, has_box.expand(batch, 2)), dim=1)
         prompt_tokens = self.position(at) + self.kinds(kinds)

@@ -24,10 +24,15 @@ _POSITIVE, _NEGATIVE, _PADDING = 1, 0, -1
 
 
 class PromptEmbeddings(NamedTuple):
-    """Prompt encoder output: `sparse` (B, P, C) and `dense` (B, C, I, J, K) on the token grid."""
+    """Prompt encoder output: `sparse` (B, P, C) and `dense` (B, C, I, J, K) on the token grid.
+
+    `bias` (B, P) is added to the scores of the sparse tokens as keys: it hides those that only
+    fill a buffer of fixed size.
+    """
 
     sparse: Tensor
     dense: Tensor
+    bias: Tensor | None = None
 
 
 class RandomFourierEncoding(nn.Module):
@@ -97,7 +102,7 @@ class PromptEncoder3D(nn.Module):
     ) -> PromptEmbeddings:
         """Embed the prompts; see `SamMed3D.decode_masks` for units and labels."""
         if boxes_B6 is not None:
-            points_BP3, labels_BP = _append_box_centres(points_BP3, labels_BP, boxes_B6)
+            points_BP3, labels_BP = append_box_centres(points_BP3, labels_BP, boxes_B6)
         if mask_logits_B1IJK is None:
             grid = (self.grid_size,) * 3
             dense = self.no_mask_embed.weight.view(1, -1, 1, 1, 1)
@@ -118,7 +123,7 @@ class PromptEncoder3D(nn.Module):
         return torch.where(labels == _PADDING, self.not_a_point_embed.weight, embedded)
 
 
-def _append_box_centres(
+def append_box_centres(
     points_BP3: Tensor, labels_BP: Tensor, boxes_B6: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Add each box as a positive point at its centre; an empty box becomes a padding point.

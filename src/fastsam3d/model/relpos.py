@@ -93,6 +93,9 @@ def padding_bias(terms: BiasTerms, q_bias_HD: Tensor, tables: RelativeTables) ->
     Returns:
         Log-sum-exp, (B, H, N, N, N).
     """
+    # Many small terms are added up: half precision would lose percents of their sum.
+    dtype = torch.promote_types(terms.own.dtype, torch.float32)
+    terms = BiasTerms(*(term.to(dtype) for term in terms))
     size, extent = terms.own.shape[-2:]
     # Padding queries along the last axis carry b_q: by_key_i then depends on j alone,
     # by_key_j on the padded position itself.

@@ -32,11 +32,14 @@ class CrossAttention(nn.Module):
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
 
-    def forward(self, q_BPC: Tensor, k_BTC: Tensor, v_BTC: Tensor) -> Tensor:
-        """Return one mixed value per query, (B, P, C)."""
+    def forward(
+        self, q_BPC: Tensor, k_BTC: Tensor, v_BTC: Tensor, bias_BT: Tensor | None = None
+    ) -> Tensor:
+        """Return one mixed value per query, (B, P, C); the bias is added to each key's scores."""
         projected = (self.q_proj(q_BPC), self.k_proj(k_BTC), self.v_proj(v_BTC))
         q, k, v = (x.unflatten(-1, (_NUM_HEADS, -1)).transpose(1, 2) for x in projected)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mask = None if bias_BT is None else bias_BT[:, None, None].to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -56,21 +59,27 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = CrossAttention(dim, reduction=_CROSS_REDUCTION)
 
     def forward(
-        self, tokens_BPC: Tensor, image_BTC: Tensor, token_pe_BPC: Tensor, image_pe_BTC: Tensor
+        self,
+        tokens_BPC: Tensor,
+        image_BTC: Tensor,
+        token_pe_BPC: Tensor,
+        image_pe_BTC: Tensor,
+        bias_BP: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return updated tokens and image tokens, shapes kept."""
+        """Return updated tokens and image tokens, shapes kept; the bias hides tokens as keys."""
         if self.is_first:
             # The tokens still equal their own position encoding: neither it nor a residual is due.
-            tokens = self.self_attn(tokens_BPC, tokens_BPC, tokens_BPC)
+            tokens = self.self_attn(tokens_BPC, tokens_BPC, tokens_BPC, bias_BP)
         else:
             placed = tokens_BPC + token_pe_BPC
-            tokens = tokens_BPC + self.self_attn(placed, placed, tokens_BPC)
+            tokens = tokens_BPC + self.self_attn(placed, placed, tokens_BPC, bias_BP)
         tokens = self.norm1(tokens)
         placed_image = image_BTC + image_pe_BTC
         attended = self.cross_attn_token_to_image(tokens + token_pe_BPC, placed_image, image_BTC)
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        attended = self.cross_attn_image_to_token(placed_image, tokens + token_pe_BPC, tokens)
+        placed = tokens + token_pe_BPC
+        attended = self.cross_attn_image_to_token(placed_image, placed, tokens, bias_BP)
         return tokens, self.norm4(image_BTC + attended)
 
 
@@ -86,11 +95,15 @@ class TwoWayTransformer3D(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens_BPC: Tensor, image_BTC: Tensor, image_pe_BTC: Tensor
+        self,
+        tokens_BPC: Tensor,
+        image_BTC: Tensor,
+        image_pe_BTC: Tensor,
+        bias_BP: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the processed prompt tokens and image tokens, shapes kept."""
         tokens, image = tokens_BPC, image_BTC
         for layer in self.layers:
-            tokens, image = layer(tokens, image, tokens_BPC, image_pe_BTC)
+            tokens, image = layer(tokens, image, tokens_BPC, image_pe_BTC, bias_BP)
         attended = self.final_attn_token_to_image(tokens + tokens_BPC, image + image_pe_BTC, image)
         return self.norm_final_attn(tokens + attended), image

@@ -1,0 +1,78 @@
+"""A mask packed to bits on the device, and what the host makes of it.
+
+Shape legend: S side of the ROI, L side of the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class RoiAnswer:
+    """The mask of one prompt set in the frame of an ROI.
+
+    Attributes:
+        mask: What lies inside `bounds`, bool; outside nothing is set. Empty where nothing is set.
+        bounds: Half-open voxel range of each axis; all (0, 0) where nothing is set.
+        quality: Predicted IoU.
+        logits: On the device, (1, 1, L, L, L) float32, to be fed back as mask prompt.
+    """
+
+    mask: NDArray[np.bool_]
+    bounds: Bounds
+    quality: float
+    logits: Tensor
+
+
+def pack_mask(logits: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Threshold logits at the ROI's resolution; nothing waits for the device.
+
+    Args:
+        logits: Shape (1, 1, L, L, L).
+        side: S, a multiple of 8; logits of another side are interpolated.
+
+    Returns:
+        Bits, uint8 of shape (S, S, S / 8), the first voxel highest as `numpy.packbits` has it; and
+        the bounds, int32 of shape (2, 3), S and 0 where nothing is set.
+    """
+    if logits.shape[-1] != side:
+        logits = functional.interpolate(logits, size=(side,) * 3, mode="trilinear")
+    mask = logits[0, 0] > 0
+    places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.int32)
+    values = torch.ones_like(places) << places
+    bits = (mask.view(side, side, side // 8, 8) * values).sum(-1).to(torch.uint8)
+    steps = torch.arange(side, device=mask.device, dtype=torch.int32)
+    along = torch.stack([mask.amax((1, 2)), mask.amax((0, 2)), mask.amax((0, 1))])
+    low = torch.where(along, steps, side).amin(1)
+    high = torch.where(along, steps + 1, 0).amax(1)
+    return bits, torch.stack([low, high]).to(torch.int32)
+
+
+def unpack_mask(logits: Tensor, bits: Tensor, bounds: Tensor, quality: Tensor) -> RoiAnswer:
+    """Unpack what `pack_mask` made, on the host and inside the bounds only.
+
+    Args:
+        logits: Kept as they are.
+        bits: In host memory.
+        bounds: In host memory.
+        quality: In host memory, shape (1, 1).
+    """
+    low, high = cast("list[list[int]]", bounds.tolist())
+    if low[0] >= high[0]:
+        low, high = [0, 0, 0], [0, 0, 0]
+    (i0, j0, k0), (i1, j1, k1) = low, high
+    rows = cast("NDArray[np.uint8]", cast("object", bits.numpy()))[i0:i1, j0:j1]
+    mask = np.unpackbits(rows, axis=-1)[..., k0:k1].astype(np.bool_)
+    return RoiAnswer(mask, ((i0, i1), (j0, j1), (k0, k1)), float(quality), logits)
