@@ -198,6 +198,16 @@ def test_channels_on_different_grids_are_refused_by_name():
         stack_channels({"T1": CORE_BRIGHT, "T2": Volume(BODY_BRIGHT.array, moved)})
 
 
+def test_a_channel_on_another_grid_is_brought_onto_that_of_the_first_where_asked_to():
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = STUDY.shape[0] - 1
+    other = Volume(np.ascontiguousarray(BODY_BRIGHT.array[::-1]), Geometry(STUDY.shape, flipped))
+    study = stack_channels({"T1": CORE_BRIGHT, "T2": other}, resample=True)
+    assert study.channels[0] is CORE_BRIGHT
+    np.testing.assert_array_equal(study.channels[1].array, BODY_BRIGHT.array)
+    assert same(answer(study, "T2"), answer(STUDY, "T2"))
+
+
 def test_unknown_channels_and_combinations_are_refused():
     session = nested_session(volume=STUDY)
     for ask in (lambda: session.set_channel("PD"), lambda: answer(CORE_BRIGHT, "T1")):

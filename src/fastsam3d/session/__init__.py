@@ -1,5 +1,6 @@
 """Interactive segmentation: sessions of one object, studies of many, and what they are made of."""
 
+from fastsam3d.preprocess.regrid import resample_volume
 from fastsam3d.segmenter import Prediction
 from fastsam3d.session.candidates import Candidate
 from fastsam3d.session.channels import MultiVolume, stack_channels
@@ -30,6 +31,7 @@ __all__ = [
     "Suggestion",
     "UncertaintyMap",
     "propagate",
+    "resample_volume",
     "stack_channels",
     "suggest_objects",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from fastsam3d.errors import ConfigError, GeometryError
+from fastsam3d.preprocess.regrid import resample_volume
 from fastsam3d.volume import Volume
 
 if TYPE_CHECKING:
@@ -69,13 +70,17 @@ class MultiVolume(Volume):
             if not channel.geometry.is_close(self.geometry):
                 message = (
                     f"Channel {name!r} lies on another grid than {self.names[0]!r}, got "
-                    f"{channel.geometry} beside {self.geometry}; resample it first."
+                    f"{channel.geometry} beside {self.geometry}; resample_volume(…) or "
+                    "stack_channels(…, resample=True) bring it there."
                 )
                 raise GeometryError(message)
 
 
 def stack_channels(
-    channels: Mapping[str, Volume] | Sequence[Volume], *, combination: Combination = "logits"
+    channels: Mapping[str, Volume] | Sequence[Volume],
+    *,
+    combination: Combination = "logits",
+    resample: bool = False,
 ) -> MultiVolume:
     """Make one study of several co-registered volumes.
 
@@ -83,10 +88,12 @@ def stack_channels(
         channels: By name, the first being the one to show and measure; or in order, such as what
             `io.read_time_points` reads of a 4-D file, with the names "0", "1" and so on.
         combination: See `MultiVolume`.
+        resample: Bring channels on other grids onto that of the first, see
+            `preprocess.regrid.resample_volume`; otherwise they are refused.
 
     Raises:
         ConfigError: As `MultiVolume`.
-        GeometryError: As `MultiVolume`.
+        GeometryError: As `MultiVolume`, or a channel has no voxel where the first has.
 
     Example:
         >>> study = stack_channels({"T1": t1, "FLAIR": flair})  # doctest: +SKIP
@@ -99,6 +106,8 @@ def stack_channels(
         message = "A study needs at least one channel, got none; give its volumes."
         raise ConfigError(message)
     first = volumes[0]
+    if resample:
+        volumes = tuple(resample_volume(volume, first.geometry) for volume in volumes)
     return MultiVolume(
         first.array,
         first.geometry,

@@ -258,6 +258,7 @@ def _check_volumes(volumes: tuple[Volume, ...]) -> None:
         if not volume.geometry.is_close(volumes[0].geometry):
             message = (
                 f"Time points must lie on one grid, got {volume.geometry} at time {time} and "
-                f"{volumes[0].geometry} at time 0; resample them, or use propagate."
+                f"{volumes[0].geometry} at time 0; open a study for each and use "
+                "propagate, or bring them onto one grid with resample_volume."
             )
             raise GeometryError(message)
