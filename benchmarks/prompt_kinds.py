@@ -32,6 +32,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,9 @@ class Job:
     drawn: dict[str, Prompt]
 
 
-def play_arms(session: Session, job: Job, arms: list[str]) -> list[dict[str, Any]]:
+def play_arms(
+    session: Session, job: Job, arms: list[str], *, keeps_embeddings: bool
+) -> list[dict[str, Any]]:
     """Play one target under some arms and return its row."""
     row: dict[str, Any] = {
         "case": job.case.name,
@@ -141,8 +144,8 @@ def play_arms(session: Session, job: Job, arms: list[str]) -> list[dict[str, Any
             "ms": round(sum(answer.encode_ms + answer.click_ms for answer in answers)),
             **extra,
         }
-        # The next arm pays for its own embeddings.
-        session.embeddings.clear()
+        if not keeps_embeddings:
+            session.embeddings.clear()
     session.policy = base
     return [row]
 
@@ -260,6 +263,9 @@ def main() -> int:
     parser.add_argument("--limit-targets", type=int, default=60)
     parser.add_argument("--skip", type=int, default=0, help="leave so many targets out first")
     parser.add_argument("--drawn", type=Path, help="keep drawings here, or take them from here")
+    parser.add_argument(
+        "--keep-embeddings", action="store_true", help="arms share them: faster, without times"
+    )
     parser.add_argument("--gather", type=Path, nargs="*", default=[], help="records of other runs")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -267,10 +273,9 @@ def main() -> int:
     targets = spread_targets(load_cases(options.pack), options.limit_targets)[options.skip :]
     drawn = drawn_prompts(targets, DRAWN, options.drawn)
     jobs = [Job(case=c, target=t, drawn=d) for (c, t), d in zip(targets, drawn, strict=True)]
-    # One case after another keeps its volume at hand; large ones take longest.
-    jobs.sort(key=lambda job: (-job.case.volume.array.size, job.case.name))
     rows = [row for file in options.gather for row in json.loads(file.read_text())["rows"]]
-    rows += play_jobs(lambda session, job: play_arms(session, job, arms), jobs, Machine.of(options))
+    play_job = partial(play_arms, arms=arms, keeps_embeddings=options.keep_embeddings)
+    rows += play_jobs(play_job, jobs, Machine.of(options))
     failed = [row for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     result = {
