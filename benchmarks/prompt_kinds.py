@@ -87,12 +87,6 @@ def _arms(kind: str, settings: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     }
 
 
-ON_SLICES: dict[str, dict[str, Any]] = {
-    "no box": {"boxes_first_mask": False, "keeps_best": False},
-    "box": {"boxes_first_mask": True, "keeps_best": False},
-    "box, best": {"boxes_first_mask": True, "keeps_best": True},
-    "best": {"boxes_first_mask": False, "keeps_best": True},
-}
 ARMS: dict[str, Arm] = {
     **{kind: Arm(kind=kind, drawn={}, scale={}) for kind in KINDS},
     **_arms(
@@ -106,9 +100,9 @@ ARMS: dict[str, Arm] = {
             "fitted to 0.6, repeated twice": {"box_extent": 0.6, "box_repeats": 2},
         },
     ),
-    **_arms("slice box", ON_SLICES),
-    **_arms("lasso", ON_SLICES),
-    **_arms("scribble", {"best": {"keeps_best": True}, "5 points": {"scribble_corrections": 5}}),
+    **_arms("slice box", {"no box": {"boxes_first_mask": False}}),
+    **_arms("lasso", {"no box": {"boxes_first_mask": False}}),
+    **_arms("scribble", {"5 points": {"scribble_corrections": 5}}),
 }
 
 

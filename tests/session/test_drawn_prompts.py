@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fastsam3d.preprocess.roi import roi_to_voxel
-from fastsam3d.prompts import Lasso, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.prompts import Box, Lasso, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session import Predictor, ScalePolicy, Session
+from fastsam3d.session.drawn_rounds import DrawnPolicy
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.volume import Region
 from tests.session.phantoms import BrightModel, ball_truth, ball_volume, dice
@@ -62,6 +63,45 @@ def given_to_model(session: Session) -> list[tuple[list, bool]]:
     last = session.predictor.model.decoded[-1]
     voxels = roi_to_voxel(last["points"][0].numpy(), GEOMETRY, roi).round(3)
     return [(v, bool(s)) for v, s in zip(voxels.tolist(), last["labels"][0], strict=True)]
+
+
+def box_given(session: Session, number: int) -> list[float] | None:
+    """Corners of the box of a decoding, in the frame of the volume."""
+    roi, _ = session.logits
+    box = session.predictor.model.decoded[number]["boxes"]
+    if box is None:
+        return None
+    # A half-open corner n is the face before voxel n.
+    return (roi_to_voxel(box[0].numpy().reshape(2, 3) - 0.5, GEOMETRY, roi) + 0.5).ravel().tolist()
+
+
+@pytest.mark.parametrize("prompt", [AROUND, SliceBox.voxel(2, 30, (19, 19), (41, 41))])
+def test_a_drawing_on_a_slice_becomes_a_box_as_deep_as_what_its_middle_gave(prompt: object) -> None:
+    session = make_session()
+    session.add(prompt)
+    assert box_given(session, 0) is None
+    low, high = np.array(box_given(session, -1)).reshape(2, 3)
+    np.testing.assert_allclose((low[:2], high[:2]), [(19, 19), (41, 41)], atol=0.01)
+    depth = np.flatnonzero(TRUTH.any(axis=(0, 1)))
+    np.testing.assert_allclose((low[2], high[2]), (depth[0], depth[-1] + 1), atol=1)
+
+
+def test_nobody_drew_that_box_so_later_prompts_go_without_it() -> None:
+    session = make_session()
+    session.add(AROUND)
+    session.add_point((30, 30, 45))
+    assert box_given(session, -1) is None
+    session.reset()
+    session.add_box(Box.voxel((18, 18, 18), (43, 43, 43)))
+    session.add(AROUND)
+    assert box_given(session, -1) is not None
+
+
+def test_the_box_of_a_drawing_can_be_left_out() -> None:
+    session = make_session()
+    session.drawn = DrawnPolicy(boxes_first_mask=False)
+    session.add(AROUND)
+    assert all(one["boxes"] is None for one in session.predictor.model.decoded)
 
 
 def test_a_drawing_starts_with_its_middle_and_goes_on_where_the_mask_disagrees() -> None:

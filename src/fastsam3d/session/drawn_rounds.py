@@ -2,8 +2,9 @@
 
 Many points given at once mislead it: in training each point after the first corrects a mask. So
 what is drawn is played as a user would click it. A first point in the middle (unless a mask is
-there already), and then, while the mask and the drawing disagree, one point in the middle of the
-largest disagreement. At the end `evidence` binds the voxels that were painted.
+there already), which a lasso or a slice box completes to a box in 3-D: as wide as it was drawn, as
+deep as what the point gave. Then, while the mask and the drawing disagree, one point in the middle
+of the largest disagreement. At the end `evidence` binds the voxels that were painted.
 
 What a drawing says about a mask:
 
@@ -79,7 +80,6 @@ class DrawnPolicy:
         smallest_part: A disagreement over less than this part of the drawing is left alone.
         boxes_first_mask: Tell the model the box of a first lasso or slice box: as wide as it was
             drawn, and as deep as the mask of its first point.
-        keeps_best: Answer with the mask that disagrees least with the drawing, not the latest.
     """
 
     scribble_corrections: int = 2
@@ -87,8 +87,7 @@ class DrawnPolicy:
     slice_box_corrections: int = 5
     scribble_reach: float = 1.4
     smallest_part: float = 0.01
-    boxes_first_mask: bool = False
-    keeps_best: bool = False
+    boxes_first_mask: bool = True
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -196,13 +195,10 @@ def _play_drawn(
             hint = RoundHint(spent_ms=_spent_ms(played))
             state = _play_one(play_round, state, box, hint)
             played.append(state)
-    best = _Best(claim, geometry) if policy.keeps_best else None
     for _ in range(claim.limit):
         wrong, positive = _largest_disagreement(state, claim, geometry)
         if len(wrong) <= policy.smallest_part * len(claim.drawn):
             break
-        if best is not None:
-            best.see(state)
         if not budget.affords(played):
             warnings = (BUDGET_WARNING.format(budget.limit_ms),)
             break
@@ -210,8 +206,6 @@ def _play_drawn(
         hint = RoundHint(spent_ms=_spent_ms(played))
         state = _play_one(play_round, state, point, hint)
         played.append(state)
-    if best is not None:
-        state = best.see(state)
     given = () if before is None else before.seen.boxes
     return replace(
         state,
@@ -226,22 +220,6 @@ def _play_drawn(
             warnings=tuple(dict.fromkeys((*state.prediction.warnings, *warnings))),
         ),
     )
-
-
-@dataclass
-class _Best:
-    """The state that disagrees least with a drawing, of those seen; of equals the earlier one."""
-
-    claim: _Claim
-    geometry: Geometry
-    state: RoundState | None = None
-    wrong: int = 0
-
-    def see(self, state: RoundState) -> RoundState:
-        wrong = sum(map(len, _disagreements(state, self.claim, self.geometry)))
-        if self.state is None or wrong < self.wrong:
-            self.state, self.wrong = state, wrong
-        return self.state
 
 
 def _spent_ms(played: list[RoundState]) -> float:
@@ -345,18 +323,12 @@ def _largest_disagreement(
     state: RoundState, claim: _Claim, geometry: Geometry
 ) -> tuple[Voxels, bool]:
     """Return the voxels in which mask and drawing disagree, and the sign of what corrects them."""
-    missed, spilled = _disagreements(state, claim, geometry)
-    return (missed, True) if len(missed) >= len(spilled) else (spilled, False)
-
-
-def _disagreements(state: RoundState, claim: _Claim, geometry: Geometry) -> tuple[Voxels, Voxels]:
-    """Return the voxels that a mask misses of a drawing, and those that it has but must not."""
     mask = ObjectMask.of(state.prediction)
     missed = claim.inside[~_lookup(mask, claim.inside)]
     spilled = claim.outside[_lookup(mask, claim.outside)]
     if claim.margin_mm and len(spilled):
         spilled = spilled[_distance(spilled, claim.drawn, geometry) > claim.margin_mm]
-    return missed, spilled
+    return (missed, True) if len(missed) >= len(spilled) else (spilled, False)
 
 
 def _lookup(mask: ObjectMask, voxels: Voxels) -> NDArray[np.bool_]:
