@@ -104,6 +104,39 @@ def test_what_is_there_already_is_not_suggested_again():
     assert all(one.mask.intersection(known).is_empty for one in found)
 
 
+class ShyModel(BallModel):
+    """As `BallModel`, but sure of itself only where it is asked in the middle of a ball."""
+
+    def answer(self, image, point):
+        logits, quality = super().answer(image, point)
+        inside = np.argwhere(logits.numpy() > 0)
+        is_middle = len(inside) and np.linalg.norm(inside.mean(0) - point.numpy()) < 0.5
+        return logits, quality if is_middle else 0.2
+
+
+def test_a_doubtful_answer_is_asked_again_from_its_middle_and_judged_by_that():
+    volume = balls_volume()
+    found = suggest_objects(Predictor(ShyModel()), volume, policy())
+    assert len(found) == len(BALLS)
+    assert all(one.quality > 0.8 for one in found)
+    strict = suggest_objects(Predictor(ShyModel()), volume, policy(first_bar=1.0))
+    assert len(strict) < len(BALLS)
+    # Below that bar nothing is asked again.
+    assert not suggest_objects(Predictor(ShyModel()), volume, policy(min_quality=0.95))
+
+
+@pytest.mark.parametrize(("model", "is_doubtful"), [(BallModel(), False), (ShyModel(), True)])
+def test_a_doubtful_answer_keeps_no_finer_click_away(model, is_doubtful):
+    volume = balls_volume(balls=[((21, 22, 15), 12.0)])
+    chosen = policy(spacings_mm=(1.3, 0.9), max_points=40, max_suggestions=1)
+    keys = ("spacings_mm", "core", "max_points", "min_intensity")
+    levels = plan_levels(volume, size=SIZE, **{key: getattr(chosen, key) for key in keys})
+    suggest_objects(Predictor(model), volume, chosen)
+    lattice = sum(len(tile.voxels) for level in levels for tile in level)
+    assert len(levels) == 2
+    assert (model.num_clicks == lattice + 1) is is_doubtful
+
+
 @pytest.mark.parametrize(
     "strict", [{"min_quality": 0.95}, {"min_ml": 5.0}, {"stability_shift": 7.0}]
 )

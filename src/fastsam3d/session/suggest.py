@@ -2,8 +2,10 @@
 
 A lattice of clicks is asked, coarse to fine, as a user would ask one click each. An answer is kept
 where the model trusts it (predicted quality) and where it does not hang on the threshold
-(stability). Models see best what lies in the middle of their ROI, so the best are then asked once
-more from there. What several clicks found is kept once: non-maximum suppression on whole masks.
+(stability). A lattice hits few structures in their middle, where models answer best, so its clicks
+pass at a lower bar; the best are then asked once more from their middles, and what does not reach
+the full bar then is dropped. What several clicks found is kept once: non-maximum suppression on
+whole masks.
 What an ROI cuts off is kept only where a neighbouring ROI saw the rest and both agree on what both
 see.
 Everything is deterministic, and bounded in number and memory.
@@ -68,6 +70,7 @@ class SuggestPolicy:
         max_suggestions: How many to return at most.
         recentre: Ask for each of the best once more, in an ROI around its middle, and keep the
             better answer; one encoding each.
+        first_bar: Share of `min_quality` and `min_stability` at which an answer is asked again.
 
     Raises:
         ConfigError: A value is out of range.
@@ -85,11 +88,12 @@ class SuggestPolicy:
     min_agreement: float = 0.7
     max_suggestions: int = 50
     recentre: bool = True
+    first_bar: float = 0.5
 
     def __post_init__(self) -> None:
         """Check what would be endless or meaningless."""
         shares = (self.core, self.min_intensity, self.min_quality, self.min_stability)
-        shares += (self.max_iou, self.min_agreement)
+        shares += (self.max_iou, self.min_agreement, self.first_bar)
         if not all(0 <= value <= 1 for value in shares) or not self.core:
             message = f"Shares of a suggestion policy must be 0 to 1, got {self}."
             raise ConfigError(message)
@@ -250,6 +254,10 @@ class _Search:
             yield
         self.whole = best
 
+    def _is_trusted(self, one: _Found) -> bool:
+        is_sure = one.quality >= self.policy.min_quality
+        return is_sure and one.stability >= self.policy.min_stability
+
     def _ask(self, roi: Roi, voxels: list[tuple[int, int, int]]) -> list[_Found]:
         """Return the answers to clicks in an ROI that can be trusted."""
         if not voxels or self.is_cancelled():
@@ -276,11 +284,14 @@ class _Search:
         """Put parts together, and settle what was found."""
         merged = merged_parts(self.parts, self.policy.min_agreement)
         self.whole = suppressed([*self.whole, *merged], self.policy.max_iou, self._limit)
-        self.settled, self.parts = [one.mask for one in self.whole], []
+        # What is doubtful yet must not keep finer clicks away.
+        self.settled = [one.mask for one in self.whole if self._is_trusted(one)]
+        self.parts = []
 
     def suggestions(self) -> tuple[Suggestion, ...]:
         """Return the best of what was found."""
-        best = suppressed(self.whole, self.policy.max_iou, self.policy.max_suggestions)
+        trusted = filter(self._is_trusted, self.whole)
+        best = suppressed(trusted, self.policy.max_iou, self.policy.max_suggestions)
         return tuple(
             Suggestion(
                 mask=one.mask.unpack(),
@@ -304,12 +315,13 @@ class _Search:
         click: NDArray[np.float64],
         answer: DecodedMask,
     ) -> _Found | None:
-        """Return the answer to a click, or None where it is not to be trusted or not new."""
-        if answer.quality < self.policy.min_quality:
+        """Return the answer to a click, or None where it is hopeless or not new."""
+        bar = self.policy.first_bar if self.policy.recentre else 1.0
+        if answer.quality < bar * self.policy.min_quality:
             return None
         logits = scale.clicked_parts(answer.logits, click[None])
         stability = stability_of(logits, self.policy.stability_shift)
-        if stability < self.policy.min_stability:
+        if stability < bar * self.policy.min_stability:
             return None
         geometry = self.volume.geometry
         extent = scale.measure_mask(scale.ScalePolicy(), geometry, roi, logits, click[None])
