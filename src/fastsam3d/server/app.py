@@ -21,6 +21,7 @@ from fastsam3d.server.host import ModelHost
 from fastsam3d.server.leases import LeaseTable
 from fastsam3d.server.metrics import Metrics
 from fastsam3d.server.queue import EngineQueue
+from fastsam3d.server.readers import Readers
 from fastsam3d.server.room import Room
 from fastsam3d.server.security import HEALTH_PATH, Guard
 from fastsam3d.server.services import Services
@@ -101,7 +102,14 @@ def create_services(settings: ServerSettings, host: ModelHost) -> Services:
     )
     metrics = Metrics()
     metrics.watch(leases, queue)
-    return Services(settings=settings, host=host, queue=queue, leases=leases, metrics=metrics)
+    return Services(
+        settings=settings,
+        host=host,
+        queue=queue,
+        leases=leases,
+        metrics=metrics,
+        readers=Readers(settings),
+    )
 
 
 @asynccontextmanager
@@ -115,6 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     finally:
         reaper.cancel()
         services.leases.close()
+        services.readers.close()
         await asyncio.to_thread(services.queue.close, ENGINE_STOP_SHARE * settings.shutdown_s)
 
 

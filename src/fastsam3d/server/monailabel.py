@@ -160,11 +160,10 @@ class Desk:
 
     async def _fetch(self, series_uid: str) -> Opened:
         pacs = cast("DicomWeb", self.pacs)
-        limit = self.services.settings.max_volume_bytes
         with tempfile.TemporaryDirectory(prefix="fastsam3d-") as scratch:
             folder = Path(scratch)
             await pacs.fetch_series(series_uid, folder)
-            return await in_thread(load_series, folder, limit)
+            return await in_thread(load_series, folder, self.services.readers)
 
     async def answer(self, model: str, image: str, session_id: str, form: Form) -> Found:
         """Answer a request for a segmentation.
@@ -173,14 +172,14 @@ class Desk:
             ApiError: No such model or image, or what `read_params` and `read_ask` refuse.
             FastSAM3DError: A file or a prompt does not fit.
         """
-        limit = self.services.settings.max_volume_bytes
+        readers = self.services.readers
         label, file = form.file("label"), form.file("file")
-        mask = None if label is None else await in_thread(load_mask, label, limit)
+        mask = None if label is None else await in_thread(load_mask, label, readers)
         ask = read_ask(model, read_params(form.texts.get("params", "")), mask)
         if file is None or session_id or image:
             found = await self.find(image, session_id)
             return Found(ask, await _predict(found.room, ask), found.opened.series)
-        room = await self.shelf.borrow(await in_thread(load_volume, [file], limit))
+        room = await self.shelf.borrow(await in_thread(load_volume, [file], readers))
         try:
             return Found(ask, await _predict(room, ask), None)
         finally:
@@ -290,7 +289,7 @@ def _add_session_routes(router: APIRouter, desk: Desk) -> None:
         """Upload an image: one file, or the slices of a DICOM series."""
         async with read_form(request, max_files=settings.max_files) as form:
             files = form.files.get("files", [])
-            volume = await in_thread(load_volume, files, settings.max_volume_bytes)
+            volume = await in_thread(load_volume, files, desk.services.readers)
         session_id = await desk.shelf.add_upload(volume, expiry or None)
         return _describe_session(session_id, desk.shelf.upload(session_id))
 

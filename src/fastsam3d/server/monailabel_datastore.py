@@ -40,7 +40,7 @@ def create_router(desk: Desk) -> APIRouter:
         store = store_of(desk)
         async with read_form(request, max_files=desk.services.settings.max_files) as form:
             files = form.files.get("file", [])
-            volume = await in_thread(load_volume, files, desk.services.settings.max_volume_bytes)
+            volume = await in_thread(load_volume, files, desk.services.readers)
         image_id = image or secrets.token_hex(8)
         async with writing:
             await in_thread(store.put_image, image_id, volume)
@@ -72,7 +72,7 @@ def _read_label(desk: Desk, volume: Any, file: UploadFile) -> Mask:
     if (file.filename or "").endswith(".bin"):  # OHIF sends bare voxels.
         file.file.seek(0)
         return series_mask(volume, file.file.read(volume.array.size + 1))
-    prompt = load_mask(file, desk.services.settings.max_volume_bytes)
+    prompt = load_mask(file, desk.services.readers)
     return volume.new_mask(prompt.to_voxel(volume.geometry).array)
 
 

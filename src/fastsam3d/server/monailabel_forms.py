@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import Request, Response
 from starlette.datastructures import UploadFile
 
-from fastsam3d.io import read_mask, read_volume
 from fastsam3d.io.dicom_seg import SeriesHeaders
-from fastsam3d.io.streams import volume_limit
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.server.errors import ApiError
 from fastsam3d.server.monailabel_images import Opened
@@ -24,6 +22,7 @@ from fastsam3d.server.monailabel_images import Opened
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
 
+    from fastsam3d.server.readers import Readers
     from fastsam3d.volume import Volume
 
 MAX_FIELDS: Final = 16
@@ -98,7 +97,7 @@ def scratch_copy(files: Sequence[UploadFile]) -> Generator[Path]:
         yield only if len(files) == 1 and not _is_dicom(only) else folder
 
 
-def load_volume(files: Sequence[UploadFile], max_bytes: int) -> Volume:
+def load_volume(files: Sequence[UploadFile], readers: Readers) -> Volume:
     """Read an uploaded volume; takes a while, so not for the event loop.
 
     Raises:
@@ -107,28 +106,27 @@ def load_volume(files: Sequence[UploadFile], max_bytes: int) -> Volume:
     """
     if not files:
         raise ApiError(400, "no_file", "The request must hold a file; send one.")
-    with scratch_copy(files) as path, volume_limit(max_bytes):
-        return read_volume(path)
+    with scratch_copy(files) as path:
+        return readers.volume(path)
 
 
-def load_series(folder: Path, max_bytes: int) -> Opened:
+def load_series(folder: Path, readers: Readers) -> Opened:
     """Read a DICOM series that lies alone in a folder; not for the event loop.
 
     Raises:
         FastSAM3DError: Its slices do not form one regular stack.
     """
-    with volume_limit(max_bytes):
-        return Opened(volume=read_volume(folder), series=SeriesHeaders.read(folder))
+    return Opened(volume=readers.volume(folder), series=SeriesHeaders.read(folder))
 
 
-def load_mask(file: UploadFile, max_bytes: int) -> MaskPrompt:
+def load_mask(file: UploadFile, readers: Readers) -> MaskPrompt:
     """Read an uploaded label map; takes a while, so not for the event loop.
 
     Raises:
         FastSAM3DError: It is none.
     """
-    with scratch_copy([file]) as path, volume_limit(max_bytes):
-        mask = read_mask(path)
+    with scratch_copy([file]) as path:
+        mask = readers.mask(path)
     return MaskPrompt(mask.array, mask.geometry)
 
 

@@ -98,14 +98,14 @@ def _add_sessions(router: APIRouter, services: Services) -> None:
 
 def _add_volumes(router: APIRouter, services: Services) -> None:
     readers = asyncio.Semaphore(MAX_READERS)
-    settings = services.settings
+    read_with = services.readers
 
     async def take(lease: Lease, receive: Callable[[Any], Any], **which: Any) -> dict[str, Any]:
         with lease.room.in_use():
             async with uploads.scratch_folder() as folder:
                 paths = await receive(folder)
                 async with readers:
-                    volume = await in_thread(lambda: uploads.read_upload(paths, settings, **which))
+                    volume = await in_thread(lambda: uploads.read_upload(paths, read_with, **which))
             await lease.room.set_volume(volume)
             return await in_thread(uploads.describe_volume, volume)
 
@@ -130,7 +130,7 @@ def _add_volumes(router: APIRouter, services: Services) -> None:
         lease = services.leases.get(token)
 
         async def receive(folder: Any) -> Any:
-            return await uploads.receive_files(request, folder, settings.max_files)
+            return await uploads.receive_files(request, folder, services.settings.max_files)
 
         return await take(lease, receive, series_uid=series_uid, time=time)
 

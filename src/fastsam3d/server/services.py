@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fastsam3d.server.leases import LeaseTable
     from fastsam3d.server.metrics import Metrics
     from fastsam3d.server.queue import EngineQueue
+    from fastsam3d.server.readers import Readers
     from fastsam3d.server.settings import ServerSettings
 
 
@@ -24,6 +25,7 @@ class Services:
         queue: The engine's thread.
         leases: Who is here.
         metrics: What is counted.
+        readers: Read files that strangers send.
     """
 
     settings: ServerSettings
@@ -31,6 +33,7 @@ class Services:
     queue: EngineQueue
     leases: LeaseTable
     metrics: Metrics
+    readers: Readers
 
     def is_key(self, given: str | None) -> bool:
         """Whether a client's key opens the server; always where it has none."""

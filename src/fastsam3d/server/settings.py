@@ -40,6 +40,8 @@ class ServerSettings:
         queue_length: Jobs that wait for the engine, over all sessions.
         session_queue_length: Jobs of one session that wait for the engine.
         predict_timeout_s: A job that has no result by then is answered with an error.
+        read_timeout_s: A file that takes longer to read, or so many seconds of computing, is given
+            up.
         shutdown_s: On a stop, running work may take so long to end.
         session_cache_bytes: Embeddings at hand of one session.
         total_cache_bytes: Embeddings at hand of all sessions; the longest unused go first.
@@ -76,6 +78,7 @@ class ServerSettings:
     queue_length: int = 256
     session_queue_length: int = 32
     predict_timeout_s: float = 120.0
+    read_timeout_s: float = 120.0
     shutdown_s: float = 10.0
     session_cache_bytes: int = 2**29
     total_cache_bytes: int = 2 * 2**30
@@ -144,6 +147,6 @@ def is_loopback(host: str) -> bool:
 _POSITIVE: Final = (
     "max_sessions", "idle_s", "liveness_s", "max_upload_bytes", "max_message_bytes", "max_files",
     "max_voxels", "max_open_voxels", "max_objects", "upload_timeout_s", "stall_timeout_s",
-    "queue_length", "session_queue_length", "predict_timeout_s", "shutdown_s",
+    "queue_length", "session_queue_length", "predict_timeout_s", "read_timeout_s", "shutdown_s",
     "session_cache_bytes", "total_cache_bytes", "session_state_bytes", "threads",
 )  # fmt: skip

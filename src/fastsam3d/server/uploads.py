@@ -16,8 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from fastsam3d.errors import GeometryError, VolumeReadError
-from fastsam3d.io import read_volume
-from fastsam3d.io.streams import is_gzip, sniff, volume_limit
+from fastsam3d.io.streams import is_gzip, sniff
 from fastsam3d.server.errors import ApiError
 from fastsam3d.server.room import in_thread
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from fastapi import Request
 
-    from fastsam3d.server.settings import ServerSettings
+    from fastsam3d.server.readers import Readers
     from fastsam3d.volume import Volume
 
 _WRITE_BYTES: Final = 2**20
@@ -146,7 +145,7 @@ class _Parts:
 
 def read_upload(
     paths: list[Path],
-    settings: ServerSettings,
+    readers: Readers,
     *,
     series_uid: str | None = None,
     time: int | None = None,
@@ -156,22 +155,21 @@ def read_upload(
     Args:
         paths: One file, the pair of a header and its data, or the slices of a series; alone in
             their folder.
-        settings: Limits.
+        readers: Read it.
         series_uid: Which of several DICOM series.
         time: Which time point of a 4-D file.
 
     Raises:
         ApiError: 415 ``unsupported_type``.
-        VolumeReadError: As `read_volume`.
-        GeometryError: As `read_volume`.
+        VolumeReadError: As `Readers.volume`.
+        GeometryError: As `Readers.volume`.
     """
     source = _placed(paths)
-    with volume_limit(settings.max_volume_bytes):
-        try:
-            return read_volume(source, series_uid=series_uid, time=time)
-        except (VolumeReadError, GeometryError) as error:
-            # The name is ours and would tell the client nothing.
-            raise type(error)(_PREFIX.sub("", str(error))) from error
+    try:
+        return readers.volume(source, series_uid=series_uid, time=time)
+    except (VolumeReadError, GeometryError) as error:
+        # The name is ours and would tell the client nothing.
+        raise type(error)(_PREFIX.sub("", str(error))) from error
 
 
 def _placed(paths: list[Path]) -> Path:
