@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.preprocess.roi import Roi
+from fastsam3d.preprocess.roi import Roi, paste_logits
+from fastsam3d.session import scale
 from fastsam3d.session.predictor import RoiPrompts
 from fastsam3d.volume import Geometry, Volume
 
@@ -70,4 +71,11 @@ def _measured(predictor: Predictor, clock: Callable[[], float]) -> tuple[float, 
     prompts = RoiPrompts(np.full((1, 3), middle), np.ones(1, np.bool_))
     mask = torch.zeros((predictor.logits_size,) * 3, device=predictor.device)
     predictor.decode(encoded, prompts, mask_logits_SSS=mask)
+    # What is done with an answer; that to the ramp may be empty, so a ball stands for it.
+    axis = torch.arange(size, device=predictor.device) - middle
+    squares = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
+    ball = (size / 4) ** 2 - squares
+    clicked = scale.clicked_parts(ball, prompts.points)
+    scale.measure_mask(scale.ScalePolicy(), geometry, roi, clicked, prompts.points)
+    paste_logits(clicked, geometry, roi)
     return (encoded_at - started) * 1e3, (clock() - encoded_at) * 1e3
