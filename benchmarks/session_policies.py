@@ -77,7 +77,7 @@ def play(options: argparse.Namespace) -> None:
     protocol = InteractionProtocol(num_clicks=options.clicks)
     jobs = [(c, t) for c in load_cases(options.pack) for t in protocol.targets(c)]
     base = Session.from_pretrained(options.model, device=options.device)
-    seen, started = base.predictor, time.monotonic()
+    seen, started = _with_engine(base.predictor, options.engine), time.monotonic()
     hidden = Predictor(
         BlindModel(seen.model), seen.preprocessing, device=seen.device, model_id="blind"
     )
@@ -108,6 +108,24 @@ def play(options: argparse.Namespace) -> None:
                 }
                 file.write(json.dumps(row) + "\n")
                 file.flush()
+
+
+def _with_engine(seen: Any, engine: str) -> Any:
+    """Return a predictor whose model runs in the fixed-shape engine, or the same for "torch"."""
+    from fastsam3d.session.fixed_shape import (  # noqa: PLC0415 - each worker chooses its threads first
+        FixedShapeConfig,
+        FixedShapeEngine,
+    )
+    from fastsam3d.session.predictor import Predictor  # noqa: PLC0415
+
+    if engine == "torch":
+        return seen
+    # Compiling takes every worker a minute; what is computed is the same without.
+    config = FixedShapeConfig(
+        is_compiled=engine == "cuda_graph", is_captured=engine.startswith("cuda_graph")
+    )
+    model = FixedShapeEngine(seen.model, config)
+    return Predictor(model, seen.preprocessing, device=seen.device, model_id=seen.model_id)
 
 
 def gather(options: argparse.Namespace, given: list[str]) -> list[dict[str, Any]]:
@@ -163,6 +181,12 @@ def main() -> int:
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--model", default="hr_s")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--engine",
+        choices=["torch", "bfloat16", "cuda_graph_plain", "cuda_graph"],
+        default="torch",
+        help="float32; bfloat16; that as CUDA graphs; that compiled",
+    )
     parser.add_argument("--clicks", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no policy after this")
@@ -183,6 +207,7 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "device": _device(options.device),
         "model": options.model,
+        "engine": options.engine,
         "note": "Chosen on these cases, hence no independent test of the choice.",
         "policies": {},
     }

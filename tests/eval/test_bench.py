@@ -11,7 +11,7 @@ import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval import bench
-from fastsam3d.eval.bench_official import import_official, is_student
+from fastsam3d.eval.bench_official import find_contender, import_official, is_student
 from fastsam3d.eval.bench_worker import (
     CLICKS_PER_PASS,
     Bench,
@@ -203,3 +203,30 @@ def test_a_session_is_timed_on_a_scan_anew_each_time(toy: Path) -> None:
     for samples in (next(times), next(times)):
         assert samples.keys() == set(bench.SESSION_QUANTITIES)
         assert min(min(values) for values in samples.values()) > 0
+
+
+def test_the_roofline_is_the_longer_of_computing_and_moving_bytes() -> None:
+    row = sample_row("one", [40.0], [4.0])
+    row["gemm"] = row["copy"] = {"cold_ms": 1.0, "samples_ms": [10.0]}
+    row |= {"gemm_flops": 1000, "encode_flops": 2000, "click_flops": 50}
+    row |= {"copy_bytes": 1000, "encode_bytes": 100, "click_bytes": 200}
+    (done,) = bench.with_statistics([row], "one")
+    assert done["over_roofline"] == pytest.approx({"encode": 40 / 20, "click": 4 / 2})
+
+
+def test_a_model_that_cannot_be_made_does_not_lose_the_others(toy: Path) -> None:
+    kept: list[dict] = []
+    config = bench.BenchConfig(models=("nonsense", f"{toy}@cuda_graph"), rounds=1, warmup=0)
+    result = bench.run_bench(config, on_result=kept.append)
+    assert [row["name"] for row in result["models"]] == [f"{toy}@cuda_graph"]
+    assert "nonsense" in result["failed"]["nonsense"]
+    assert result["models"][0]["encode_flops"] > 0
+    assert len(kept) == 1
+
+
+def test_slices_are_asked_of_a_checkout_of_the_flat_model(tmp_path: Path) -> None:
+    folder = tmp_path / "segment_anything" / "modeling"
+    folder.mkdir(parents=True)
+    (folder / "image_encoder.py").write_text("import module_that_nobody_has\n")
+    with pytest.raises(ConfigError, match=r"module_that_nobody_has.*install"):
+        find_contender(tmp_path, "cpu")

@@ -1,6 +1,7 @@
 """The fixed-shape engine answers as the eager model does, whatever is asked in whatever order."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.registry import build_model
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
+from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
 from tests.session.test_engine import TOY
 
@@ -72,6 +74,44 @@ def test_batches(config) -> None:
     found = engine.encode_image(images)
     given = some_prompts(config, 2, box=False, mask=True, batch=3)
     assert_equal_answers(model, engine, expected, found, **given)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
+    _, engine = make(config)
+    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
+    answer = engine.answer(embedding, **some_prompts(config, 2, box=False, mask=False))
+    size = (config.image_size,) * 3
+    logits = torch.nn.functional.interpolate(answer.logits, size=size, mode="trilinear")
+    wanted = (logits[0, 0] > 0).numpy()
+    inside = tuple(slice(*bound) for bound in answer.bounds)
+    assert (wanted[inside] == answer.mask).all()
+    assert wanted.sum() == answer.mask.sum()
+
+
+def test_bounds_are_tight_and_an_empty_mask_has_none() -> None:
+    logits = torch.full((1, 1, 16, 16, 16), -1.0)
+    quality = torch.tensor([[0.5]])
+    empty = unpack_mask(logits, *pack_mask(logits, 16), quality)
+    assert empty.bounds == ((0, 0),) * 3
+    assert empty.mask.size == 0
+    logits[0, 0, 3:5, 9, 2:15] = 1.0
+    found = unpack_mask(logits, *pack_mask(logits, 16), quality)
+    assert found.bounds == ((3, 5), (9, 10), (2, 15))
+    assert found.mask.all()
+
+
+def test_a_failing_compiler_leaves_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    model, engine = make(TOY)
+    options = replace(EAGER, is_compiled=True)
+    image = torch.randn(1, 1, *(TOY.image_size,) * 3)
+    with pytest.warns(UserWarning, match="no compiler here"):
+        found = FixedShapeEngine(model, options).encode_image(image)
+    assert torch.equal(found.tokens, engine.encode_image(image).tokens)
 
 
 def test_answers_belong_to_the_caller_and_threads_do_not_mix() -> None:

@@ -17,6 +17,8 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -36,7 +38,7 @@ BENCH_FORMAT = 1
 QUANTITIES = ("encode", "click", "end_to_end")
 CPU_QUANTITIES = tuple(f"{quantity}_cpu" for quantity in QUANTITIES)
 SESSION_QUANTITIES = ("session_first_click", "session_click")
-GEMM_QUANTITIES = ("gemm", "gemm_cpu")
+GEMM_QUANTITIES = ("gemm", "gemm_cpu", "copy", "copy_cpu")
 ALL_QUANTITIES = (*QUANTITIES, *CPU_QUANTITIES, *SESSION_QUANTITIES, *GEMM_QUANTITIES)
 DEFINITIONS = {
     "encode": "ROI on the device to its embedding, synchronised",
@@ -52,8 +54,13 @@ DEFINITIONS = {
     "the resident set in the first pass, weights not included; null where unknown",
     "ratio": "p50 of the reference over p50 of this model: above 1 is faster than the reference",
     "gemm": "product of two square matrices in the same precision, in turn with the rest",
+    "copy": "of a large piece of memory on the device, in turn with the rest",
     "over_floor": "p50 over the time that the same FLOPs take in that product: 1 is the device's "
     "limit; below it, an algorithm that needs fewer FLOPs than are counted",
+    "over_roofline": "p50 over the longer of that time and the time that reading weights and input "
+    "and writing the output once takes at the speed of the copy",
+    "@cuda_graph": "bfloat16, compiled, replayed; its click ends with the mask as bits in host "
+    "memory, which is more than the others' does",
     "input": f"one ROI, a ball of 0.4 of its side in noise; {CLICKS_PER_PASS} clicks per pass",
 }
 
@@ -73,6 +80,7 @@ class BenchConfig:
         threads: CPU threads of each model.
         rounds: Timed rounds.
         warmup: Rounds before them that do not count.
+        load_seconds: A model that is not loaded, and compiled if need be, by then is left out.
         image: Also time a whole session on this scan; published modules have none.
         point: First click in it, voxel i, j, k.
 
@@ -88,6 +96,7 @@ class BenchConfig:
     threads: int = 1
     rounds: int = 7
     warmup: int = 1
+    load_seconds: float = 600.0
     image: Path | None = None
     point: tuple[int, int, int] = (0, 0, 0)
 
@@ -144,6 +153,7 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.has_session = bool(spec.image)
+        self.name = spec.name or spec.official or ""
         command = [sys.executable, "-m", "fastsam3d.eval.bench_worker", json.dumps(asdict(spec))]
         threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
         self._process = subprocess.Popen(  # noqa: S603 - this package's own module
@@ -153,7 +163,20 @@ class Worker:
             encoding="utf-8",
             env={**os.environ, **threads},
         )
-        self.label = str(self._read()["label"])
+        self.label = ""
+
+    def wait_ready(self, seconds: float) -> None:
+        """Wait until the model is loaded, and compiled if it is to be.
+
+        Raises:
+            ConfigError: It could not be made in that time.
+        """
+        timer = threading.Timer(seconds, self._process.kill)
+        timer.start()
+        try:
+            self.label = str(self._read()["label"])
+        finally:
+            timer.cancel()
 
     def ask(self, word: str) -> dict[str, Any]:
         """Send one word of `bench_worker.serve` and return the reply.
@@ -174,7 +197,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self._process.kill()
         self._process.communicate()
 
     def _read(self) -> dict[str, Any]:
@@ -191,50 +214,108 @@ class Worker:
 
 
 def run_bench(
-    config: BenchConfig, *, on_step: Callable[[str], None] | None = None
+    config: BenchConfig,
+    *,
+    on_step: Callable[[str], None] | None = None,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Time all models and return the table as JSON-compatible data.
 
     Args:
         config: What to time.
         on_step: Called with a line of progress.
+        on_result: Called with what is known after every round.
 
     Returns:
         ``format``, ``definitions``, ``reference``, ``rounds`` and ``models``: per model ``name``,
         ``weights`` ("shipped", "file" or "random"), ``image_size``, ``parameters``,
         ``encode_flops``, ``click_flops``, ``gemm_flops``, ``peak_memory_bytes``, ``ratio`` and
         ``over_floor`` per quantity, and per quantity ``cold_ms``, ``p50_ms``, ``p95_ms``,
-        ``fastest_ms`` and ``samples_ms``.
+        ``fastest_ms`` and ``samples_ms``; and ``failed``, the reasons of models left out.
 
     Raises:
-        ConfigError: A model cannot be made, or the reference is none of them.
+        ConfigError: No model can be made, or the reference is none of them.
     """
     say = on_step or _say_nothing
     with ExitStack() as stack:
-        workers: list[Worker] = []
-        for spec in config.worker_specs():
-            say(f"loading {spec.name or spec.official}")
-            workers.append(stack.enter_context(Worker(spec)))
-        reference = config.reference or workers[0].label
-        labels = [worker.label for worker in workers]
-        if reference not in labels:
-            raise ConfigError(f"Reference {reference!r} is not timed; choose one of {labels}.")
-        rows = [_first_pass(worker, say) for worker in workers]
+        # All at once: where models are compiled, that takes longer than all the rest.
+        workers = [stack.enter_context(Worker(spec)) for spec in config.worker_specs()]
+        field = _Field(workers, config, say)
+        field.attempt("loading", lambda worker: worker.wait_ready(config.load_seconds))
+        reference = config.reference or (field.labels or [""])[0]
+        if reference not in field.labels:
+            raise ConfigError(
+                f"Reference {reference!r} is not timed; choose one of {field.labels}. "
+                f"{'; '.join(field.failed.values())}"
+            )
+        field.attempt("first pass of", field.first_pass)
         for number in range(config.warmup + config.rounds):
+            is_timed = number >= config.warmup
             say(f"round {number + 1} of {config.warmup + config.rounds}")
-            for worker, row in zip(workers, rows, strict=True):
-                for quantity, values in _samples(worker).items():
-                    if number >= config.warmup:
-                        row[quantity]["samples_ms"].extend(values)
-        for worker, row in zip(workers, rows, strict=True):
-            row.update(worker.ask("facts"))
-    return {
-        "format": BENCH_FORMAT,
-        "definitions": DEFINITIONS,
-        "rounds": config.rounds,
-        "reference": reference,
-        "models": with_statistics(rows, reference),
-    }
+            field.attempt("", lambda worker, keep=is_timed: field.one_round(worker, keep=keep))
+            if number == config.warmup:
+                field.attempt("facts of", field.facts)
+            if is_timed and on_result is not None:
+                on_result(field.result(reference))
+        return field.result(reference)
+
+
+class _Field:
+    """The contenders that are still in the race, and what is known of them."""
+
+    def __init__(
+        self, workers: list[Worker], config: BenchConfig, say: Callable[[str], None]
+    ) -> None:
+        self._workers, self._config, self._say = workers, config, say
+        self._rows: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the contenders that have not failed."""
+        return [worker.label for worker in self._workers]
+
+    def attempt(self, what: str, step: Callable[[Worker], None]) -> None:
+        """Take a step with every contender; those that fail are left out from then on."""
+        for worker in list(self._workers):
+            begin = time.monotonic()
+            try:
+                step(worker)
+            except ConfigError as error:
+                self._workers.remove(worker)
+                self._rows.pop(worker.label, None)
+                self.failed[worker.name] = f"{worker.name}: {error}"
+                self._say(f"left out: {self.failed[worker.name]}")
+            else:
+                if what:
+                    self._say(f"{what} {worker.name} ({time.monotonic() - begin:.1f} s)")
+        if not self._workers:
+            raise ConfigError(" ".join(self.failed.values()))
+
+    def first_pass(self, worker: Worker) -> None:
+        """Time the cold pass."""
+        self._rows[worker.label] = _first_pass(worker)
+
+    def one_round(self, worker: Worker, *, keep: bool) -> None:
+        """Time one round."""
+        for quantity, values in _samples(worker).items():
+            if keep:
+                self._rows[worker.label][quantity]["samples_ms"].extend(values)
+
+    def facts(self, worker: Worker) -> None:
+        """Ask for the sizes."""
+        self._rows[worker.label].update(worker.ask("facts"))
+
+    def result(self, reference: str) -> dict[str, Any]:
+        """Return what `run_bench` returns, as far as it is known."""
+        return {
+            "format": BENCH_FORMAT,
+            "definitions": DEFINITIONS,
+            "rounds": self._config.rounds,
+            "reference": reference,
+            "models": with_statistics(list(self._rows.values()), reference),
+            "failed": self.failed,
+        }
 
 
 def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
@@ -265,6 +346,7 @@ def with_statistics(rows: list[dict[str, Any]], reference: str) -> list[dict[str
             if quantity in row and quantity in base
         }
         row["over_floor"] = _over_floor(row)
+        row["over_roofline"] = _over_roofline(row)
     return done
 
 
@@ -281,6 +363,19 @@ def _over_floor(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def _over_roofline(row: dict[str, Any]) -> dict[str, float]:
+    """Return the same over the longer of computing and of moving bytes."""
+    if "copy" not in row or "copy_bytes" not in row:
+        return {}
+    ms_per_byte: float = row["copy"]["p50_ms"] / row["copy_bytes"]
+    return {
+        part: min(
+            row["over_floor"][part], row[part]["p50_ms"] / (ms_per_byte * row[f"{part}_bytes"])
+        )
+        for part in ("encode", "click")
+    }
+
+
 def cost_table(result: dict[str, Any]) -> list[list[str]]:
     """Return the table as rows of text, the header first.
 
@@ -292,6 +387,8 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
         f"x {result['reference']}",
         "x by CPU time",
         "encode/floor",
+        "roofline",
+        "click roofline",
         "GFLOP",
         "GFLOP/click",
         "M param",
@@ -304,11 +401,12 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
             [
                 row["name"],
                 row["weights"],
-                *(f"{row[q]['p50_ms']:.1f} ({row[q]['p95_ms']:.1f})" for q in QUANTITIES),
+                *(f"{row[q]['p50_ms']:.3g} ({row[q]['p95_ms']:.3g})" for q in QUANTITIES),
                 f"{row['end_to_end']['cold_ms']:.1f}",
                 f"{row['ratio']['end_to_end']:.2f}",
                 f"{row['ratio']['end_to_end_cpu']:.2f}" if "end_to_end_cpu" in row else "-",
                 f"{row['over_floor']['encode']:.2f}" if "encode" in row["over_floor"] else "-",
+                *(_times(row["over_roofline"].get(part)) for part in ("encode", "click")),
                 f"{row['encode_flops'] / 1e9:.1f}",
                 f"{row['click_flops'] / 1e9:.2f}",
                 f"{row['parameters'] / 1e6:.1f}",
@@ -316,6 +414,10 @@ def cost_table(result: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def provenance(command: Sequence[str], config: BenchConfig) -> dict[str, Any]:
@@ -350,8 +452,7 @@ def write_bench(path: Path, result: dict[str, Any], facts: dict[str, Any]) -> No
     partial.replace(path)
 
 
-def _first_pass(worker: Worker, say: Callable[[str], None]) -> dict[str, Any]:
-    say(f"first pass of {worker.label}")
+def _first_pass(worker: Worker) -> dict[str, Any]:
     cold = worker.ask("cold")
     samples = dict(cold["samples"])
     if worker.has_session:
@@ -381,6 +482,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--load-seconds", type=float, default=600.0, help="then without it")
     parser.add_argument("--image", type=Path, help="also time a session on this scan")
     parser.add_argument("--point", type=_voxel, default=(0, 0, 0), help="first click, I,J,K")
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -401,7 +503,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options[name] = tuple(options[name])
     config = BenchConfig(**options)
     facts = provenance(["python", "-m", "fastsam3d.eval.bench", *given], config)
-    result = run_bench(config, on_step=lambda line: cast("None", sys.stderr.write(line + "\n")))
+
+    def keep(result: dict[str, Any]) -> None:
+        if output is not None:
+            write_bench(output, result, facts)
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {line}\n")
+        sys.stderr.flush()
+
+    result = run_bench(config, on_step=say, on_result=keep)
     rows = cost_table(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast
 
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastsam3d.model.embedding import ImageEmbedding
     from fastsam3d.model.registry import Model
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 REFERENCE_SUFFIX = "@reference"
+ENGINE_MARK = "@cuda_graph"
+COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}
 CLICKS_PER_PASS = 3
 # Side of the square matrices whose product tells what the device can do.
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
@@ -67,7 +71,8 @@ Samples = dict[str, list[float]]
 """Milliseconds per quantity: ``encode`` (ROI on the device to its embedding), ``click`` (one more
 click with all points so far and the logits before, to the mask at the ROI's resolution on the
 device), ``end_to_end`` (ROI in host memory to the first click's mask in host memory) and ``gemm``
-(a large product of matrices in the same precision); on a CPU also the processor time of each, with
+(a large product of matrices in the same precision) and ``copy`` (of `COPY_BYTES` on the device); on
+a CPU also the processor time of each, with
 ``_cpu`` appended."""
 
 
@@ -77,10 +82,15 @@ class Contender(Protocol):
     label: str
     image_size: int
     weights: str
+    dtype: torch.dtype
 
     @property
     def module(self) -> torch.nn.Module:
         """The network, whose parameters are counted."""
+        ...
+
+    def counted(self) -> Any:
+        """Return what makes the same answer by calls that can be counted."""
         ...
 
     def encode(self, image: Tensor) -> Any:
@@ -93,8 +103,43 @@ class Contender(Protocol):
         """Return logits (1, 1, L, L, L) for points (1, N, 3) and the logits before."""
         ...
 
+    def click(
+        self, embedding: Any, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """Return the same logits and the mask at the resolution of the ROI."""
+        ...
 
-class OwnContender:
+
+class DecodingContender:
+    """The mask of a click from the logits, as published programs make it."""
+
+    image_size: int
+    dtype = torch.float32
+
+    def counted(self) -> Any:
+        """Return what makes the same answer by calls that can be counted."""
+        return self
+
+    def decode(
+        self, embedding: Any, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> Tensor:
+        """Return logits (1, 1, L, L, L) for points (1, N, 3) and the logits before."""
+        raise NotImplementedError
+
+    def click(
+        self, embedding: Any, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        """Return the same logits and the mask at the resolution of the ROI."""
+        logits = self.decode(embedding, points, labels, mask_logits)
+        shown = logits
+        if logits.shape[-1] != self.image_size:
+            size = (self.image_size,) * (logits.ndim - 2)
+            mode = "trilinear" if len(size) == 3 else "bilinear"
+            shown = functional.interpolate(logits, size=size, mode=mode)
+        return logits, shown > 0
+
+
+class OwnContender(DecodingContender):
     """A model of this package.
 
     Args:
@@ -153,8 +198,17 @@ class Bench:
         steps = torch.arange(CLICKS_PER_PASS + 1, device=self.device, dtype=torch.float32)
         self._points = (size // 2 + steps)[None, :, None].expand(1, -1, 3).contiguous()
         self._labels = torch.ones(1, CLICKS_PER_PASS + 1, device=self.device)
+        self._peak_bytes: int | None = None
+
+    @cached_property
+    def _matrix(self) -> Tensor:
         side = GEMM_SIDE[self.device.type]
-        self._matrix = torch.rand(side, side, device=self.device)
+        return torch.rand(side, side, device=self.device).to(self.contender.dtype)
+
+    @cached_property
+    def _halves(self) -> Tensor:
+        half = COPY_BYTES[self.device.type] // 2
+        return torch.ones(2, half, dtype=torch.uint8, device=self.device)
 
     def run_pass(self) -> Samples:
         """Encode one ROI, answer a first click and `CLICKS_PER_PASS` more, multiply matrices."""
@@ -166,15 +220,23 @@ class Bench:
             embedding = self.contender.encode(image)
             self._keep(samples, "encode", copied)
             logits, mask = self._click(embedding, 1, None)
-            mask.cpu()
+            if isinstance(mask, torch.Tensor):
+                mask.cpu()
             self._keep(samples, "end_to_end", begin)
             for count in range(2, CLICKS_PER_PASS + 2):
                 start = self._now()
                 logits, _ = self._click(embedding, count, logits)
                 self._keep(samples, "click", start)
+            if self._peak_bytes is None and self.device.type == "cuda":
+                self._peak_bytes = torch.cuda.max_memory_allocated(self.device)
+            # Made only now: they are no part of what the model needs.
+            matrix, (target, source) = self._matrix, self._halves
             start = self._now()
-            torch.mm(self._matrix, self._matrix)
+            torch.mm(matrix, matrix)
             self._keep(samples, "gemm", start)
+            start = self._now()
+            target.copy_(source)
+            self._keep(samples, "copy", start)
         return samples
 
     def facts(self) -> dict[str, Any]:
@@ -183,9 +245,13 @@ class Bench:
         self.contender.module.requires_grad_(requires_grad=False)
         with torch.inference_mode(), self._autocast():
             image = self._image.to(self.device)
-            embedding, encode_flops = _count_flops(lambda: self.contender.encode(image))
-            (logits, _), _ = _count_flops(lambda: self._click(embedding, 1, None))
-            _, click_flops = _count_flops(lambda: self._click(embedding, 2, logits))
+            # The counter sees calls of torch, not what a graph replays.
+            counted = self.contender.counted()
+            embedding, encode_flops = _count_flops(lambda: counted.encode(image))
+            logits = counted.decode(embedding, self._points[:, :1], self._labels[:, :1], None)
+            points, labels = self._points[:, :2], self._labels[:, :2]
+            _, click_flops = _count_flops(lambda: counted.decode(embedding, points, labels, logits))
+        moved = self._moved_bytes(embedding, logits)
         return {
             "weights": self.contender.weights,
             "image_size": self.contender.image_size,
@@ -193,6 +259,22 @@ class Bench:
             "encode_flops": encode_flops,
             "click_flops": click_flops,
             "gemm_flops": 2 * len(self._matrix) ** 3,
+            "copy_bytes": COPY_BYTES[self.device.type],
+            **moved,
+        }
+
+    def _moved_bytes(self, embedding: Tensor | ImageEmbedding, logits: Tensor) -> dict[str, int]:
+        """Return what must pass through memory at least: weights, input and output once each."""
+        width = self._matrix.element_size() if self.precision != "bfloat16" else 2
+        encoder = sum(p.numel() for p in next(self.contender.module.children()).parameters())
+        everything = sum(p.numel() for p in self.contender.module.parameters())
+        is_plain = isinstance(embedding, torch.Tensor)
+        held = (embedding,) if is_plain else (embedding.tokens, *embedding.skips)
+        embedded = sum(part.numel() for part in held)
+        mask = 5 * self._image.numel()
+        return {
+            "encode_bytes": width * (encoder + embedded) + 4 * self._image.numel(),
+            "click_bytes": width * (everything - encoder + embedded) + 4 * logits.numel() + mask,
         }
 
     def cold(self) -> dict[str, Any]:
@@ -203,19 +285,14 @@ class Bench:
         before = 0 if is_cuda else _restart_peak_rss()
         samples = self.run_pass()
         if is_cuda:
-            peak = torch.cuda.max_memory_allocated(self.device)
+            peak = self._peak_bytes
         else:
             peak = None if before is None else max(0, _status_bytes("VmHWM") - before)
         return {"samples": samples, "peak_memory_bytes": peak}
 
-    def _click(self, embedding: Any, count: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _click(self, embedding: Any, count: int, before: Tensor | None) -> tuple[Tensor, Any]:
         points, labels = self._points[:, :count], self._labels[:, :count]
-        logits = self.contender.decode(embedding, points, labels, before)
-        shown = logits
-        if logits.shape[-1] != self.contender.image_size:
-            size = (self.contender.image_size,) * 3
-            shown = functional.interpolate(logits, size=size, mode="trilinear")
-        return logits, shown > 0
+        return self.contender.click(embedding, points, labels, before)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "bfloat16":
@@ -302,10 +379,14 @@ def _actions(spec: WorkerSpec, contender: Contender) -> dict[str, Callable[[], d
 
 def _contender(spec: WorkerSpec) -> Contender:
     if spec.official is None:
-        return OwnContender(spec.name, spec.device)
-    from fastsam3d.eval.bench_official import OfficialContender  # noqa: PLC0415 - rarely wanted
+        if ENGINE_MARK in spec.name:
+            from fastsam3d.eval.bench_engine import EngineContender  # noqa: PLC0415 - wants scipy
 
-    return OfficialContender(Path(spec.official), spec.device)
+            return EngineContender(spec.name, spec.device)
+        return OwnContender(spec.name, spec.device)
+    from fastsam3d.eval import bench_official  # noqa: PLC0415 - rarely wanted
+
+    return bench_official.find_contender(Path(spec.official), spec.device)
 
 
 def _own_model(name: str, device: str) -> tuple[Model, str]:

@@ -40,12 +40,12 @@ def add_to(fresh: Tensor, other: Tensor) -> Tensor:
 
 
 class PointwiseConv(nn.Conv3d):
-    """Convolution with kernel size 1; for inference one matrix product, without copies."""
+    """Convolution with kernel size 1; one matrix product on a CPU and with reduced weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is Conv3d's
         """Return (B, out_channels, I, J, K)."""
-        is_served = input.is_cuda and not torch.is_grad_enabled()
-        if not is_served and not _is_by_rows(input):
+        is_reduced = input.is_cuda and self.weight.dtype != torch.float32
+        if not is_reduced and not _is_by_rows(input):
             return super().forward(input)
         rows = functional.linear(input.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
         return rows.permute(0, 4, 1, 2, 3)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from torch import Tensor
 
@@ -67,7 +67,7 @@ class Replay:
         compiled = cast("Any", torch).compile(function, dynamic=False, fullgraph=True, mode=mode)
         try:
             with (
-                cast("Any", torch)._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS),  # noqa: SLF001 - torch's own documented place of this setting
+                cast("Any", torch)._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS),
                 _chosen_convolutions(),
             ):
                 compiled(**self._buffers)
@@ -91,7 +91,7 @@ class Replay:
 
 
 @contextmanager
-def _chosen_convolutions() -> Iterator[None]:
+def _chosen_convolutions() -> Generator[None]:
     """Let cuDNN time its kernels of each convolution: the shapes never change."""
     backend = cast("Any", torch.backends.cudnn)
     before = backend.benchmark

@@ -6,7 +6,7 @@ Shape legend: S side of the ROI, L side of the logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,16 +24,22 @@ class RoiAnswer:
     """The mask of one prompt set in the frame of an ROI.
 
     Attributes:
-        mask: What lies inside `bounds`, bool; outside nothing is set. Empty where nothing is set.
+        bits: Of the whole ROI, uint8 of shape (S, S, S / 8), see `pack_mask`.
         bounds: Half-open voxel range of each axis; all (0, 0) where nothing is set.
         quality: Predicted IoU.
         logits: On the device, (1, 1, L, L, L) float32, to be fed back as mask prompt.
     """
 
-    mask: NDArray[np.bool_]
+    bits: NDArray[np.uint8]
     bounds: Bounds
     quality: float
     logits: Tensor
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """What lies inside the bounds; outside nothing is set."""
+        (i0, i1), (j0, j1), (k0, k1) = self.bounds
+        return np.unpackbits(self.bits[i0:i1, j0:j1], axis=-1)[..., k0:k1].view(np.bool_)
 
 
 def pack_mask(logits: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +67,7 @@ def pack_mask(logits: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack_mask(logits: Tensor, bits: Tensor, bounds: Tensor, quality: Tensor) -> RoiAnswer:
-    """Unpack what `pack_mask` made, on the host and inside the bounds only.
+    """Return what `pack_mask` made as an answer.
 
     Args:
         logits: Kept as they are.
@@ -69,10 +75,9 @@ def unpack_mask(logits: Tensor, bits: Tensor, bounds: Tensor, quality: Tensor) -
         bounds: In host memory.
         quality: In host memory, shape (1, 1).
     """
-    low, high = cast("list[list[int]]", bounds.tolist())
+    low, high = cast("list[list[int]]", cast("Any", bounds).tolist())
     if low[0] >= high[0]:
         low, high = [0, 0, 0], [0, 0, 0]
-    (i0, j0, k0), (i1, j1, k1) = low, high
-    rows = cast("NDArray[np.uint8]", cast("object", bits.numpy()))[i0:i1, j0:j1]
-    mask = np.unpackbits(rows, axis=-1)[..., k0:k1].astype(np.bool_)
-    return RoiAnswer(mask, ((i0, i1), (j0, j1), (k0, k1)), float(quality), logits)
+    array = cast("NDArray[np.uint8]", cast("object", bits.numpy()))
+    bounds_of_axes = cast("Bounds", tuple(zip(low, high, strict=True)))
+    return RoiAnswer(array, bounds_of_axes, float(quality), logits)

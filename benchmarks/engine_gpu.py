@@ -1,0 +1,410 @@
+r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: one log to read.
+
+    python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
+    python benchmarks/engine_gpu.py hr_s --mode default --pack dev_pack.npz --output engine_gpu.json
+
+Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
+in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
+device's bfloat16 ceiling that the trunk reaches in a batch. A step that fails is recorded and the
+next one runs. Needs torch, numpy and scipy; `fastsam3d bench` has the times for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastsam3d.eval.bench_worker import OwnContender, phantom_roi
+from fastsam3d.eval.cases import load_cases
+from fastsam3d.eval.protocol import InteractionProtocol
+from fastsam3d.preprocess.pipeline import prepare_rois
+from fastsam3d.preprocess.roi import Roi
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
+
+MODES: dict[str, dict[str, Any]] = {
+    "eager": {"is_compiled": False, "is_captured": False},
+    "plain": {"is_compiled": False},
+    "default": {},
+    "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
+}
+BATCH = 16
+BEGIN = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print a line with the seconds since the start."""
+    print(f"[{time.monotonic() - BEGIN:6.1f} s] {text}", flush=True)
+
+
+def timed(work: Callable[[], Any], repeats: int = 30) -> dict[str, float]:
+    """Return wall times in ms, synchronised around every call."""
+    for _ in range(3):
+        work()
+    times: list[float] = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    p50, p95 = (float(x) for x in np.percentile(times, [50, 95]))
+    return {"p50_ms": p50, "p95_ms": p95, "fastest_ms": min(times)}
+
+
+def on_device(work: Callable[[], Any], repeats: int = 30) -> float:
+    """Return ms of one call when many are queued: the device's time, or the host's if longer."""
+    work()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        work()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / repeats
+
+
+def ceilings() -> dict[str, float]:
+    """Return FLOP/s of a large bfloat16 product and bytes/s of a large copy."""
+    a = torch.randn(8192, 8192, device="cuda").bfloat16()
+    b = torch.randn(8192, 8192, device="cuda").bfloat16()
+    source = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    product = statistics.median(on_device(lambda: a @ b, 10) for _ in range(5))
+    copied = statistics.median(on_device(lambda: target.copy_(source), 10) for _ in range(5))
+    return {"gemm_tflops": 2 * 8192**3 / product / 1e9, "copy_tbs": 2 * (1 << 30) / copied / 1e9}
+
+
+def dice(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the overlap of two masks, 1 where both are empty."""
+    total = int(a.sum() + b.sum())
+    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+class Checked:
+    """One model with its engine."""
+
+    def __init__(self, name: str, mode: str) -> None:
+        self.name, self.model = name, OwnContender(name, "cuda").module
+        self.model.requires_grad_(requires_grad=False)
+        self.engine = FixedShapeEngine(self.model, FixedShapeConfig(**MODES[mode]))
+        self.size, self.side = self.model.config.image_size, self.model.config.logits_size
+        generator = torch.Generator().manual_seed(1)
+        balls = [phantom_roi(self.size).roll(shift, 2) for shift in (0, 5, -9)]
+        noise = torch.randn(balls[0].shape, generator=generator)
+        self.images = [(ball + 0.2 * noise).cuda() for ball in balls]
+        self.random = generator
+
+    def prompts(self, count: int, *, box: bool, mask: torch.Tensor | None) -> dict[str, Any]:
+        """Return random clicks about the centre."""
+        offset = torch.randn(1, count, 3, generator=self.random) * 0.08 * self.size
+        labels = torch.randint(0, 2, (1, count), generator=self.random)
+        labels[:, 0] = 1
+        given = {"points": (self.size / 2 + offset).cuda(), "labels": labels.cuda()}
+        if box:
+            given["boxes"] = torch.tensor([[0.3, 0.3, 0.3, 0.7, 0.7, 0.7]]).cuda() * self.size
+        if mask is not None:
+            given["mask_logits"] = mask
+        return given
+
+    def compile(self) -> dict[str, Any]:
+        """Record the graphs."""
+        start = time.monotonic()
+        embedding = self.engine.encode_image(self.images[0])
+        encoder_s = time.monotonic() - start
+        logits = self.engine.answer(embedding, **self.prompts(1, box=False, mask=None)).logits
+        first_s = time.monotonic() - start - encoder_s
+        self.engine.answer(embedding, **self.prompts(2, box=False, mask=logits))
+        return {
+            "encoder_s": encoder_s,
+            "decoder_s": first_s,
+            "all_s": time.monotonic() - start,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        }
+
+    @torch.inference_mode()
+    def parity(self) -> dict[str, Any]:
+        """Compare with eager float32 for every kind and number of prompts, and in a batch."""
+        embeddings = [
+            (self.model.encode_image(image), self.engine.encode_image(image))
+            for image in self.images
+        ]
+        rows: list[tuple[float, float, str]] = []
+        counts = (1, 2, 5, 16, 17)
+        for number, (count, box, has_mask, multimask) in enumerate(
+            itertools.product(counts, (False, True), (False, True), (False, True))
+        ):
+            wanted_image, found_image = embeddings[number % len(embeddings)]
+            mask = torch.randn(1, 1, *(self.side,) * 3, device="cuda") if has_mask else None
+            given = self.prompts(count, box=box, mask=mask)
+            wanted, _ = self.model.decode_masks(wanted_image, **given, multimask=multimask)
+            found, _ = self.engine.decode_masks(found_image, **given, multimask=multimask)
+            error = float((found - wanted).norm() / wanted.norm())
+            what = f"{count} points, box {box}, mask {has_mask}, multimask {multimask}"
+            rows.append((error, dice(found > 0, wanted > 0), what))
+            if not multimask:
+                answer = self.engine.answer(found_image, **given)
+                self._assert_same_mask(answer, found)
+        both = torch.cat(self.images)
+        wanted = self.model.encode_image(both)
+        found = self.engine.encode_image(both)
+        batch = (found.tokens.float() - wanted.tokens).norm() / wanted.tokens.norm()
+        worst = max(rows)
+        return {
+            "encoder_error": [
+                float((b.tokens.float() - a.tokens).norm() / a.tokens.norm()) for a, b in embeddings
+            ],
+            "batch_encoder_error": float(batch),
+            "worst_relative_error": worst[0],
+            "worst_is": worst[2],
+            "median_relative_error": statistics.median(row[0] for row in rows),
+            "lowest_dice": min(row[1] for row in rows),
+            "cases": len(rows),
+        }
+
+    def _assert_same_mask(self, answer: Any, logits: torch.Tensor) -> None:
+        if logits.shape[-1] != self.size:
+            size = (self.size,) * 3
+            logits = torch.nn.functional.interpolate(logits, size=size, mode="trilinear")
+        mask = (logits[0, 0] > 0).cpu().numpy()
+        whole = np.unpackbits(answer.bits, axis=-1).astype(bool)
+        differing = int((whole != mask).sum())
+        if differing > 1e-4 * mask.size:
+            raise AssertionError(f"bits differ from the logits' sign at {differing} voxels")
+        box = tuple(slice(*bound) for bound in answer.bounds)
+        if not (whole[box] == answer.mask).all() or whole.sum() != answer.mask.sum():
+            raise AssertionError("bounds do not hold the mask")
+
+    def sessions(self) -> dict[str, Any]:
+        """Play a hundred sessions in turn; each answer must equal that of the session alone."""
+        ways = [(image, count) for image in range(len(self.images)) for count in (1, 2, 3)]
+        plays = [
+            (way, self.prompts(ways[way][1], box=False, mask=None)) for way in range(len(ways))
+        ]
+        embedded = [self.engine.encode_image(image) for image in self.images]
+        alone = [
+            self.engine.decode_masks(embedded[ways[way][0]], **given)[0] for way, given in plays
+        ]
+        order = torch.randint(0, len(plays), (100,), generator=self.random).tolist()
+        differing = 0
+        for number in order:
+            way, given = plays[number]
+            found, _ = self.engine.decode_masks(embedded[ways[way][0]], **given)
+            differing += not torch.equal(found, alone[number])
+        if differing:
+            raise AssertionError(f"{differing} of 100 answers differ from the session alone")
+        return {"sessions": 100, "differing": differing}
+
+    def times(self) -> dict[str, Any]:
+        """Time encode, click and both, with synchronisation and queued."""
+        image, engine = self.images[0], self.engine
+        embedding = engine.encode_image(image)
+        first = self.prompts(1, box=False, mask=None)
+        logits = engine.answer(embedding, **first).logits
+        later = self.prompts(3, box=False, mask=logits)
+        host = image.cpu().pin_memory()
+
+        def both() -> None:
+            engine.answer(engine.encode_image(host), **first)
+
+        graphs = {"encode": engine._encoder, **{str(k): d for k, d in engine._decoders.items()}}
+        return {
+            "encode": timed(lambda: engine.encode_image(image)),
+            "click": timed(lambda: engine.answer(embedding, **later)),
+            "logits": timed(lambda: engine.decode_masks(embedding, **later)),
+            "first_mask": timed(both),
+            "encode_queued_ms": on_device(lambda: engine.encode_image(image)),
+            "logits_queued_ms": on_device(lambda: engine.decode_masks(embedding, **later)),
+            "graph_alone_ms": {
+                name: on_device(replay._graph[0].replay)
+                for name, replay in graphs.items()
+                if replay is not None and replay._graph is not None
+            },
+        }
+
+    def kernels(self) -> dict[str, Any]:
+        """Profile encode and click: kernels by time."""
+        image, engine = self.images[0], self.engine
+        embedding = engine.encode_image(image)
+        first = self.prompts(1, box=False, mask=None)
+        logits = engine.answer(embedding, **first).logits
+        later = self.prompts(3, box=False, mask=logits)
+        return {
+            "encode": _profile(lambda: engine.encode_image(image)),
+            "click": _profile(lambda: engine.answer(embedding, **later)),
+        }
+
+    @torch.inference_mode()
+    def trunk(self, limits: dict[str, float]) -> dict[str, Any]:
+        """Time the trunk's blocks on a batch, each compiled, as a share of the GEMM ceiling."""
+        encoder = next(self.engine._model.children())
+        config = self.model.config
+        grid, width = config.grid_size, config.embed_dim
+        x = torch.randn(BATCH, grid**3, width, device="cuda")
+        tables: tuple[torch.Tensor, ...] = ()
+        if config.family == "hr":
+            blocks = encoder.trunk.blocks
+            tables = (encoder.trunk.rope_cos, encoder.trunk.rope_sin)
+        else:
+            blocks, x = encoder.blocks, x.view(BATCH, grid, grid, grid, width)
+        compiled = [torch.compile(block, dynamic=False) for block in blocks]
+
+        def run(these: Any = compiled) -> torch.Tensor:
+            y = x
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+                for block in these:
+                    y = block(y, *tables)
+            return y
+
+        own = next(self.model.children())
+        with FlopCounterMode(display=False) as counter:
+            y = x
+            for block in own.trunk.blocks if config.family == "hr" else own.blocks:
+                y = block(y, *tables)
+        ms = on_device(run, 20)
+        rate = counter.get_total_flops() / ms / 1e9
+        return {
+            "batch": BATCH,
+            "ms": ms,
+            "eager_ms": on_device(lambda: run(blocks), 20),
+            "tflops": rate,
+            "share_of_gemm": rate / limits["gemm_tflops"],
+        }
+
+    @torch.inference_mode()
+    def crops(self, pack: Path, count: int) -> dict[str, Any]:
+        """Compare masks of two clicks on real crops with those of eager float32."""
+        found: list[float] = []
+        errors: list[float] = []
+        protocol = InteractionProtocol(num_clicks=1)
+        cases = load_cases(pack)
+        for case in cases[:: max(1, len(cases) // count)][:count]:
+            target = protocol.targets(case)[0]
+            inside = case.labels == target.label
+            box = ndimage.find_objects(inside.astype(np.uint8))[0]
+            depth = ndimage.distance_transform_edt(np.pad(inside[box], 1))[1:-1, 1:-1, 1:-1]
+            at = np.unravel_index(depth.argmax(), depth.shape)
+            voxel = [int(a) + part.start for a, part in zip(at, box, strict=True)]
+            roi = Roi.around(voxel, case.volume.geometry, 1.5)
+            image = prepare_rois(
+                case.volume, [roi], normalisation="roi_percentile_zscore", device="cuda"
+            )
+            answers = [self._two_clicks(runner, image) for runner in (self.model, self.engine)]
+            found.append(dice(*(logits > 0 for logits in answers)))
+            errors.append(float((answers[1] - answers[0]).norm() / answers[0].norm()))
+        return {
+            "crops": len(found),
+            "mean_dice": statistics.mean(found),
+            "lowest_dice": min(found),
+            "worst_relative_error": max(errors),
+        }
+
+    def _two_clicks(self, runner: Any, image: torch.Tensor) -> torch.Tensor:
+        embedding = runner.encode_image(image)
+        points = torch.full((1, 2, 3), self.size / 2, device="cuda")
+        points[:, 1] += 6
+        labels = torch.ones(1, 2, device="cuda")
+        labels[:, 1] = 0
+        logits, _ = runner.decode_masks(embedding, points[:, :1], labels[:, :1])
+        logits, _ = runner.decode_masks(embedding, points, labels, mask_logits=logits)
+        return logits
+
+
+def _profile(work: Callable[[], Any], repeats: int = 5) -> dict[str, Any]:
+    work()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    rows = [
+        (event.self_device_time_total / repeats, event.count / repeats, event.key)
+        for event in profile.key_averages()
+        if event.self_device_time_total > 0 and event.device_type.name == "CUDA"
+    ]
+    rows.sort(reverse=True)
+    return {
+        "kernel_us": sum(row[0] for row in rows),
+        "launches": sum(row[1] for row in rows),
+        "top": [[round(us, 1), count, key[:110]] for us, count, key in rows[:15]],
+    }
+
+
+def main() -> int:
+    """Run all steps; see ``--help``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--mode", choices=list(MODES), default="plain")
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--crops", type=int, default=24)
+    parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--steps", nargs="+", help="only these")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    limits = ceilings()
+    result: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": options.commit,
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "mode": options.mode,
+        "ceilings": limits,
+        "models": {},
+    }
+    say(f"{result['device']} torch {torch.__version__} {limits}")
+    for name in options.models:
+        found: dict[str, Any] = {}
+        result["models"][name] = found
+        checked = Checked(name, options.mode)
+        steps: dict[str, Callable[[], Any]] = {
+            "compile": checked.compile,
+            "parity": checked.parity,
+            "sessions": checked.sessions,
+            "times": checked.times,
+            "kernels": checked.kernels,
+            "trunk": lambda checked=checked: checked.trunk(limits),
+        }
+        if options.pack is not None:
+            steps["crops"] = lambda checked=checked: checked.crops(options.pack, options.crops)
+        for step, work in steps.items():
+            if options.steps and step not in options.steps:
+                continue
+            try:
+                found[step] = work()
+                say(f"{name} {step} OK")
+                for key, value in found[step].items():
+                    print(f"    {key}: {_short(value)}", flush=True)
+            except Exception as error:  # noqa: BLE001 - the rest must still be measured
+                found[step] = {"error": f"{type(error).__name__}: {error}"}
+                say(f"{name} {step} FAILED\n{traceback.format_exc(limit=-6)}")
+            if options.output is not None:
+                options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "top" in value:
+        lines = [f"{us:8.1f} us x {count:5.1f}  {key}" for us, count, key in value["top"]]
+        head = f"{value['kernel_us']:.0f} us in {value['launches']:.0f} launches"
+        return "\n        ".join([head, *lines])
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
