@@ -87,6 +87,13 @@ def _arms(kind: str, settings: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     }
 
 
+# Always a spacing of its own, even where that of a click would do.
+FITTED: dict[str, Any] = {
+    "smallest_extent": 0.44,
+    "target_extent": 0.45,
+    "largest_extent": 0.46,
+    "drawn_extent": 0.45,
+}
 ARMS: dict[str, Arm] = {
     **{kind: Arm(kind=kind, drawn={}, scale={}) for kind in KINDS},
     **_arms(
@@ -100,9 +107,23 @@ ARMS: dict[str, Arm] = {
             "fitted to 0.6, repeated twice": {"box_extent": 0.6, "box_repeats": 2},
         },
     ),
-    **_arms("slice box", {"no box": {"boxes_first_mask": False}}),
-    **_arms("lasso", {"no box": {"boxes_first_mask": False}}),
-    **_arms("scribble", {"5 points": {"scribble_corrections": 5}}),
+    **_arms(
+        "slice box",
+        {
+            "no box": {"boxes_first_mask": False},
+            "fitted to 0.45": FITTED,
+            "2 points": {"slice_box_corrections": 2},
+        },
+    ),
+    **_arms("lasso", {"no box": {"boxes_first_mask": False}, "fitted to 0.45": FITTED}),
+    **_arms(
+        "scribble",
+        {
+            "5 points": {"scribble_corrections": 5},
+            "any extent": {"scribble_reach": 0.0},
+            "fitted to 0.45": FITTED,
+        },
+    ),
 }
 
 
