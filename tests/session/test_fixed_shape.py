@@ -141,11 +141,12 @@ def test_the_model_given_is_not_changed() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_reduced_precision_stays_near() -> None:
-    model, _ = make(TOY)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_reduced_precision_stays_near(config) -> None:
+    model, _ = make(config)
     engine = FixedShapeEngine(model, FixedShapeConfig(is_compiled=False, is_captured=False))
-    image = torch.randn(1, 1, *(TOY.image_size,) * 3)
-    given = some_prompts(TOY, 2, box=True, mask=True)
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    given = some_prompts(config, 2, box=True, mask=True)
     with torch.inference_mode():
         wanted, _ = model.decode_masks(model.encode_image(image), **given)
     found, quality = engine.decode_masks(engine.encode_image(image), **given)
@@ -161,7 +162,10 @@ def test_capture_without_cuda_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_replayed_graphs_agree_with_the_eager_model(config) -> None:
+def test_replayed_graphs_agree_with_the_eager_model(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, _ = make(config)
     model = model.cuda()
     options = FixedShapeConfig(dtype=torch.float32, is_compiled=False, max_points=4)

@@ -90,7 +90,14 @@ class PatchEmbed3D(nn.Module):
 
     def forward(self, image_B1IJK: Tensor) -> Tensor:
         """Return tokens on their grid, channels last: (B, I/p, J/p, K/p, C)."""
-        return self.proj(image_B1IJK).permute(0, 2, 3, 4, 1)
+        weight = self.proj.weight
+        if weight.dtype != torch.bfloat16:
+            return self.proj(image_B1IJK).permute(0, 2, 3, 4, 1)
+        # Convolutions of one channel starve matrix units: here each patch is a row of a product.
+        size = weight.shape[-1]
+        patches = image_B1IJK[:, 0].unfold(1, size, size).unfold(2, size, size)
+        rows = patches.unfold(3, size, size).flatten(4).to(weight.dtype)
+        return nn.functional.linear(rows, weight.flatten(1), self.proj.bias)
 
 
 class PatchImageEncoder(nn.Module):
