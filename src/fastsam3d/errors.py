@@ -10,6 +10,7 @@ Every message is one sentence or two: what was wrong, what we got, what to do. T
     ├── PromptError          a point, box or mask prompt that does not fit the volume
     ├── ModelNotFoundError   no model of that name; the message lists near names
     ├── CheckpointError      a weights file that is damaged, unsafe or of another architecture
+    ├── EngineCrashedError   the process that runs the model ended; it starts again, ask again
     ├── SessionStateError    a call out of order; the message names the missing call
     ├── StudyFileError       a saved study that is damaged, of another version or another volume
     ├── ConfigError          a configuration value out of its range
@@ -51,6 +52,10 @@ class ModelNotFoundError(FastSAM3DError):
 
 class CheckpointError(FastSAM3DError):
     """A weights file is damaged, unsafe or belongs to another architecture."""
+
+
+class EngineCrashedError(FastSAM3DError):
+    """The process that runs the model ended within a request; it starts again, ask again."""
 
 
 class SessionStateError(FastSAM3DError):

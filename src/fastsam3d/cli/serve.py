@@ -50,6 +50,8 @@ class EngineLimits:
         threads: Threads of the engine; torch's choice by default.
         max_sessions: Clients at a time.
         max_upload_gib: Largest upload, in GiB.
+        engine_process: Whether the model runs in a process of its own, whose crash ends no session;
+            by default on Linux with the model on a CPU.
     """
 
     model: str = "hr_s"
@@ -57,6 +59,7 @@ class EngineLimits:
     threads: int | None = None
     max_sessions: int = 16
     max_upload_gib: float = 2.0
+    engine_process: bool | None = None
 
 
 @Parameter(name="*", group="Archives of MONAI Label clients")
@@ -106,6 +109,7 @@ def serve(
             allowed_hosts=access.allow_host,
             allowed_origins=access.allow_origin,
             threads=engine.threads,
+            engine_process=engine.engine_process,
             dicomweb_url=archives.dicomweb_url,
             datastore_dir=archives.datastore,
             ohif_dir=archives.ohif,

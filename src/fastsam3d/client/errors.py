@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 from fastsam3d.errors import (
     CheckpointError,
     ConfigError,
+    EngineCrashedError,
     FastSAM3DError,
     GeometryError,
     LeaseExpiredError,
@@ -25,6 +26,7 @@ _ERRORS: Final[dict[str, type[FastSAM3DError]]] = {
     "bad_state": SessionStateError,
     "bad_value": ConfigError,
     "busy": ServerBusyError,
+    "engine_crashed": EngineCrashedError,
     "model_failed": CheckpointError,
     "no_volume": SessionStateError,
     "out_of_memory": ServerBusyError,

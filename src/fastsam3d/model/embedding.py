@@ -54,6 +54,16 @@ class ImageEmbedding:
             self.image_size,
         )
 
+    def tile(self, count: int) -> ImageEmbedding:
+        """Return the whole batch `count` times in a row."""
+        if count == 1:
+            return self
+        return ImageEmbedding(
+            self.tokens.repeat(count, 1, 1, 1, 1),
+            tuple(s.repeat(count, 1, 1, 1, 1) for s in self.skips),
+            self.image_size,
+        )
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ImageEmbedding:

@@ -7,7 +7,7 @@ returns its routes.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -101,7 +101,7 @@ def create_services(settings: ServerSettings, host: ModelHost) -> Services:
         liveness_s=settings.liveness_s,
     )
     metrics = Metrics()
-    metrics.watch(leases, queue)
+    metrics.watch(leases, queue, host)
     return Services(
         settings=settings,
         host=host,
@@ -117,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     services: Services = app.state.services
     settings = services.settings
     await services.queue.run("warm-up", services.host.warm_up)
-    reaper = asyncio.create_task(_reap(services.leases))
+    reaper = asyncio.create_task(_reap(services))
     try:
         yield
     finally:
@@ -125,19 +125,22 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         services.leases.close()
         services.readers.close()
         await asyncio.to_thread(services.queue.close, ENGINE_STOP_SHARE * settings.shutdown_s)
+        await asyncio.to_thread(services.host.close)
 
 
-async def _reap(leases: LeaseTable) -> None:
+async def _reap(services: Services) -> None:
     while True:
         await asyncio.sleep(REAP_EVERY_S)
-        leases.reap()
+        services.leases.reap()
+        with suppress(ApiError):  # A full queue tends to it by itself.
+            services.queue.submit("tend", services.host.tend)
 
 
 def _add_operator_routes(app: FastAPI, services: Services) -> None:
     @app.get(HEALTH_PATH, tags=["operator"])
     async def healthz() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """Whether the server works; needs no key."""
-        if not services.queue.is_alive:
+        if not services.queue.is_alive or services.host.is_down:
             raise ApiError(503, "engine_down", "The engine has stopped; restart the server.")
         return {"ok": True}
 

@@ -81,6 +81,11 @@ class Child:
         return self._process.poll() is None
 
     @property
+    def has_started(self) -> bool:
+        """Whether the target was heard of."""
+        return self._facts is not None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the target tells about itself; waits for the start.
 

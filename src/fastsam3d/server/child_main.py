@@ -13,6 +13,7 @@ import sys
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastsam3d.errors import FastSAM3DError
@@ -51,6 +52,9 @@ def main(words: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        # Where memory is short the system ends us rather than the server, which holds the sessions.
+        Path("/proc/self/oom_score_adj").write_text("500")
     with suppress(EOFError, OSError):
         handler = _start(link, words[3], json.loads(words[4]))
         while handler is not None:

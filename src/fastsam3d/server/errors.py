@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from fastsam3d.errors import (
     CheckpointError,
     ConfigError,
+    EngineCrashedError,
     FastSAM3DError,
     GeometryError,
     PromptError,
@@ -86,6 +87,7 @@ _CODES: Final[tuple[tuple[type[BaseException], int, str], ...]] = (
     (ConfigError, 422, "bad_value"),
     (WireError, 400, "bad_message"),
     (CheckpointError, 503, "model_failed"),
+    (EngineCrashedError, 503, "engine_crashed"),
     (FastSAM3DError, 422, "refused"),
 )
 _HTTP_CODES: Final = {
@@ -106,7 +108,8 @@ def to_api_error(error: BaseException) -> ApiError:
         return error
     for kind, status, code in _CODES:
         if isinstance(error, kind):
-            return ApiError(status, code, _short(str(error)))
+            retry = {"Retry-After": str(RETRY_SOON_S)} if kind is EngineCrashedError else None
+            return ApiError(status, code, _short(str(error)), retry)
     if isinstance(error, HTTPException):
         code = _HTTP_CODES.get(error.status_code, "refused")
         return ApiError(error.status_code, code, _short(str(error.detail)), error.headers)

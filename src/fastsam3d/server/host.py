@@ -12,8 +12,10 @@ import torch
 
 from fastsam3d.model.registry import load_card
 from fastsam3d.prompts import Point
+from fastsam3d.server.engine_process import TARGET, EngineProcess
 from fastsam3d.server.errors import RETRY_LATER_S, ApiError
-from fastsam3d.session import Session
+from fastsam3d.session import Predictor, Session
+from fastsam3d.session.session import choose_device
 from fastsam3d.volume import Geometry, Volume
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from fastsam3d.server.room import Room
     from fastsam3d.server.settings import ServerSettings
-    from fastsam3d.session import Predictor
 
 NOTICE: Final = "For research; not a medical device and not for clinical use."
 _WARM_UP_SIDE: Final = 48
@@ -64,6 +65,10 @@ class ModelHost:
 
     def __init__(self, predictor: Predictor, facts: ModelFacts, settings: ServerSettings) -> None:
         self._settings = settings
+        engine: Any = predictor.model
+        self._engine = engine if isinstance(engine, EngineProcess) else None
+        if self._engine is not None:
+            self._engine.on_loss(self._drop_embeddings)
         self._model = ObservedModel(predictor.model)
         predictor.model = self._model
         self.predictor = predictor
@@ -79,12 +84,42 @@ class ModelHost:
         Raises:
             ModelNotFoundError: No such model.
             CheckpointError: The weights are damaged or do not fit their card.
-            ConfigError: CUDA is asked for and absent.
+            ConfigError: CUDA is asked for and absent, or a process of its own where there is none.
+            EngineCrashedError: The engine's process ended as it started.
         """
         card = load_card(settings.model)
-        session = Session.from_pretrained(settings.model, device=settings.device)
         facts = ModelFacts(name=card.name, id=card.sha256, license=card.licence)
-        return cls(session.predictor, facts, settings)
+        if not settings.has_engine_process(choose_device(settings.device).type):
+            session = Session.from_pretrained(settings.model, device=settings.device)
+            return cls(session.predictor, facts, settings)
+        options = {
+            "model": str(settings.model),
+            "device": settings.device,
+            "threads": settings.threads,
+        }
+        engine = EngineProcess(TARGET, options, timeout_s=settings.predict_timeout_s)
+        predictor = Predictor(engine, card.preprocessing, model_id=card.sha256)
+        return cls(predictor, facts, settings)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the engine's process does not start."""
+        return self._engine is not None and self._engine.is_down
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine's process was started again."""
+        return 0 if self._engine is None else self._engine.restarts
+
+    def tend(self) -> None:
+        """Look after the engine's process, in the engine's thread."""
+        if self._engine is not None:
+            self._engine.tend()
+
+    def close(self) -> None:
+        """End the engine's process; after the engine's thread."""
+        if self._engine is not None:
+            self._engine.close()
 
     def set_up_thread(self) -> None:
         """Prepare the engine's thread."""
@@ -134,6 +169,7 @@ class ModelHost:
         """
         with self._lock:
             self._rooms[id(room)] = self._rooms.pop(id(room), room)
+        self.tend()
         yield
         with self._lock:
             self._rooms = {key: other for key, other in self._rooms.items() if not other.is_closed}
@@ -144,6 +180,12 @@ class ModelHost:
                 break
             total -= other.embedding_bytes
             other.drop_embeddings()
+
+    def _drop_embeddings(self) -> None:
+        with self._lock:
+            rooms = tuple(self._rooms.values())
+        for room in rooms:
+            room.drop_embeddings()
 
     def forget(self, room: Room) -> None:
         """Count a room no longer."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from fastsam3d.server.host import ModelHost
     from fastsam3d.server.leases import LeaseTable
     from fastsam3d.server.queue import EngineQueue
 
@@ -40,14 +41,18 @@ class Metrics:
             "fastsam3d_refusals", "Error replies.", ["code"], registry=self.registry
         )
 
-    def watch(self, leases: LeaseTable, queue: EngineQueue) -> None:
-        """Report the number of sessions and the length of the queue."""
+    def watch(self, leases: LeaseTable, queue: EngineQueue, host: ModelHost) -> None:
+        """Report the number of sessions, the length of the queue and the engine's restarts."""
         sessions = Gauge("fastsam3d_sessions", "Sessions in use.", registry=self.registry)
         sessions.set_function(lambda: len(leases))
         limit = Gauge("fastsam3d_sessions_limit", "Sessions at most.", registry=self.registry)
         limit.set(leases.max_sessions)
         waiting = Gauge("fastsam3d_queue_length", "Jobs that wait.", registry=self.registry)
         waiting.set_function(lambda: len(queue))
+        restarts = Gauge(
+            "fastsam3d_engine_restarts", "Engine processes replaced.", registry=self.registry
+        )
+        restarts.set_function(lambda: host.restarts)
 
     def to_text(self) -> bytes:
         """Return everything in Prometheus' text format."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from fastsam3d.errors import ConfigError
+from fastsam3d.server import arena
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,8 @@ class ServerSettings:
         allowed_origins: Web pages of other origins that may use it, such as
             ``https://viewer.example``.
         threads: Threads of the engine; None leaves torch's choice.
+        engine_process: Run the model in a process of its own, whose end the sessions survive. None
+            does so where it costs little: on Linux, with the model on a CPU.
         dicomweb_url: Root of a DICOMweb service that series may be taken from; None for none.
         datastore_dir: Folder where clients of MONAI Label keep images and labels; None for none.
         ohif_dir: Folder of the OHIF page that comes with MONAI Label, to be served at ``/ohif/``
@@ -86,6 +89,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     threads: int | None = None
+    engine_process: bool | None = None
     dicomweb_url: str | None = None
     datastore_dir: Path | None = None
     ohif_dir: Path | None = None
@@ -123,6 +127,22 @@ class ServerSettings:
                 "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
             )
             raise ConfigError(message)
+
+    def has_engine_process(self, device: str) -> bool:
+        """Whether the model runs in a process of its own.
+
+        Args:
+            device: Type of the model's device, ``cpu`` or ``cuda``.
+
+        Raises:
+            ConfigError: It is asked for where it cannot be.
+        """
+        if self.engine_process and not arena.IS_SUPPORTED:
+            message = "A process for the engine needs Linux; use --no-engine-process."
+            raise ConfigError(message)
+        if self.engine_process is None:
+            return arena.IS_SUPPORTED and device == "cpu"
+        return self.engine_process
 
     @property
     def max_volume_bytes(self) -> int:

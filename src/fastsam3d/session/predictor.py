@@ -307,7 +307,7 @@ class Predictor:
         if mask_logits_SSS is not None:
             mask = mask_logits_SSS.expand(num_sets * num_channels, 1, -1, -1, -1)
         logits, quality = self.model.decode_masks(
-            _tiled(encoded.embedding, num_sets),
+            encoded.embedding.tile(num_sets),
             cast("Tensor", points),
             cast("Tensor", labels),
             boxes=boxes,
@@ -359,17 +359,6 @@ def _own(embedding: ImageEmbedding, index: int) -> ImageEmbedding:
     part = embedding.select(index)
     return type(part)(
         part.tokens.clone(), tuple(skip.clone() for skip in part.skips), part.image_size
-    )
-
-
-def _tiled(embedding: ImageEmbedding, count: int) -> ImageEmbedding:
-    """Return the whole batch `count` times in a row."""
-    if count == 1:
-        return embedding
-    return type(embedding)(
-        embedding.tokens.repeat(count, 1, 1, 1, 1),
-        tuple(skip.repeat(count, 1, 1, 1, 1) for skip in embedding.skips),
-        embedding.image_size,
     )
 
 
