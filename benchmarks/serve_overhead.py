@@ -109,13 +109,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clicks", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--in-process", action="store_true", help="--no-engine-process")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     record = facts() | {"model": args.model, "threads": args.threads, "scan": args.scan.parent.name}
     volume = read_volume(args.scan)
     first = [int(part) for part in args.point.split(",")]
-    with server("--model", args.model, "--threads", str(args.threads)) as (url, _):
+    process = "--no-engine-process" if args.in_process else "--engine-process"
+    record |= {"engine_process": not args.in_process}
+    with server("--model", args.model, "--threads", str(args.threads), process) as (url, _):
         write(record | play(volume, first, args, url), args.output)
 
 
