@@ -120,6 +120,8 @@ ARMS: dict[str, Arm] = {
         "scribble",
         {
             "5 points": {"scribble_corrections": 5},
+            "3 at once": {"scribble_points": 3},
+            "5 at once": {"scribble_points": 5},
             "any extent": {"scribble_reach": 0.0},
             "fitted to 0.45": FITTED,
         },

@@ -97,6 +97,15 @@ def test_nobody_drew_that_box_so_later_prompts_go_without_it() -> None:
     assert box_given(session, -1) is not None
 
 
+def test_models_that_know_scribbles_get_points_along_it_at_once() -> None:
+    session = make_session()
+    session.policy = ScalePolicy(spacings_mm=(1.0,))
+    session.drawn = DrawnPolicy(scribble_points=3, scribble_corrections=0)
+    session.add(Scribble.voxel([(25, 30, 30), (29, 30, 30), (35, 30, 30)], axis=2))
+    expected = [([25.0, 30.0, 30.0], True), ([35.0, 30.0, 30.0], True), ([30.0, 30.0, 30.0], True)]
+    assert given_to_model(session) == expected
+
+
 def test_the_box_of_a_drawing_can_be_left_out() -> None:
     session = make_session()
     session.drawn = DrawnPolicy(boxes_first_mask=False)

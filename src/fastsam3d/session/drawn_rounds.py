@@ -33,6 +33,8 @@ from fastsam3d.session.middle import depth_mm, middle_voxel
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fastsam3d.session.history import RoundState
@@ -75,6 +77,8 @@ class DrawnPolicy:
         scribble_corrections: At most so many points after the first one.
         lasso_corrections: As for scribbles.
         slice_box_corrections: As for scribbles.
+        scribble_points: Points along a first positive scribble that are given at once, its middle
+            among them; more than 1 is for models that were trained on scribbles.
         scribble_reach: How much longer an object is held to be than the scribble along it; 0 for
             not saying.
         smallest_part: A disagreement over less than this part of the drawing is left alone.
@@ -85,6 +89,7 @@ class DrawnPolicy:
     scribble_corrections: int = 2
     lasso_corrections: int = 5
     slice_box_corrections: int = 5
+    scribble_points: int = 1
     scribble_reach: float = 1.4
     smallest_part: float = 0.01
     boxes_first_mask: bool = True
@@ -96,6 +101,7 @@ class _Claim:
 
     Attributes:
         seed: Where a first point belongs.
+        others: Where further points belong that are given with it, (N, 3).
         is_positive: Its sign.
         inside: Voxels that the mask must hold.
         outside: Voxels that it must not, where farther than `margin_mm` from the drawing.
@@ -111,6 +117,7 @@ class _Claim:
     is_positive: bool = True
     inside: Voxels = field(default_factory=_no_voxels)
     outside: Voxels = field(default_factory=_no_voxels)
+    others: Voxels = field(default_factory=_no_voxels)
     drawn: Voxels
     margin_mm: float = 0.0
     limit: int
@@ -187,13 +194,15 @@ def _play_drawn(
     played: list[RoundState] = []
     if state is None or state.roi is None:
         hint = RoundHint(extent_mm=claim.extent_mm)
-        point = Point.voxel(claim.seed.tolist(), positive=claim.is_positive)
-        state = _play_one(play_round, state, point, hint)
+        # The latest point is where the model looks.
+        voxels = [*claim.others.tolist(), claim.seed.tolist()]
+        points = [Point.voxel(voxel, positive=claim.is_positive) for voxel in voxels]
+        state = _play_at_once(play_round, state, points, hint)
         played.append(state)
         box = _box_of_first_mask(state, claim) if policy.boxes_first_mask else None
         if box is not None and budget.affords(played):
             hint = RoundHint(spent_ms=_spent_ms(played))
-            state = _play_one(play_round, state, box, hint)
+            state = _play_at_once(play_round, state, [box], hint)
             played.append(state)
     for _ in range(claim.limit):
         wrong, positive = _largest_disagreement(state, claim, geometry)
@@ -204,7 +213,7 @@ def _play_drawn(
             break
         point = Point.voxel(middle_voxel(wrong, geometry).tolist(), positive=positive)
         hint = RoundHint(spent_ms=_spent_ms(played))
-        state = _play_one(play_round, state, point, hint)
+        state = _play_at_once(play_round, state, [point], hint)
         played.append(state)
     given = () if before is None else before.seen.boxes
     return replace(
@@ -244,11 +253,28 @@ def _box_of_first_mask(state: RoundState, claim: _Claim) -> Box | None:
     return Box.voxel(low.tolist(), high.tolist())
 
 
-def _play_one(
-    play_round: PlayRound, before: RoundState | None, prompt: Point | Box, hint: RoundHint
+def _play_at_once(
+    play_round: PlayRound,
+    before: RoundState | None,
+    prompts: Sequence[Point | Box],
+    hint: RoundHint,
 ) -> RoundState:
-    seen = (PromptSet() if before is None else before.seen).add(prompt)
+    seen = (PromptSet() if before is None else before.seen).add(*prompts)
     return replace(play_round(seen, before, hint), seen=seen)
+
+
+def _spread(voxels: Voxels, seed: Voxels, count: int, geometry: Geometry) -> Voxels:
+    """Return so many of a set of voxels, each as far as can be from the seed and those before."""
+    at_mm = voxels * np.asarray(geometry.spacing)
+    distance = np.linalg.norm(at_mm - seed * np.asarray(geometry.spacing), axis=1)
+    chosen: list[int] = []
+    for _ in range(min(count, len(voxels))):
+        farthest = int(distance.argmax())
+        if not distance[farthest]:
+            break
+        chosen.append(farthest)
+        distance = np.minimum(distance, np.linalg.norm(at_mm - at_mm[farthest], axis=1))
+    return voxels[np.array(chosen, np.int64)]
 
 
 def _claim(
@@ -257,8 +283,11 @@ def _claim(
     is_stroke = isinstance(prompt, Painted) and prompt.lasso_axis is None
     if isinstance(prompt, Scribble) or (isinstance(prompt, Painted) and is_stroke):
         line = prompt.line(geometry)
+        seed = middle_voxel(line, geometry)
+        count = policy.scribble_points - 1 if prompt.positive else 0
         claim = _Claim(
-            seed=middle_voxel(line, geometry),
+            seed=seed,
+            others=_spread(line, seed, count, geometry),
             is_positive=prompt.positive,
             drawn=line,
             limit=policy.scribble_corrections,
