@@ -8,7 +8,8 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import Roi, roi_region, voxel_to_roi
 from fastsam3d.prompts import Box
 from fastsam3d.session import scale
-from fastsam3d.session.scale import MaskExtent, ScalePolicy
+from fastsam3d.session.extent import MaskExtent, clicked_parts, measure_mask
+from fastsam3d.session.scale import ScalePolicy
 from fastsam3d.volume import Geometry, Region
 
 POLICY = ScalePolicy()
@@ -156,12 +157,12 @@ def test_measuring_finds_the_object_that_was_clicked():
     roi = Roi.around((50, 50, 50), geometry, 1.0, 32)
     two = torch.maximum(ball(4.5), ball(3.0, centre=(27, 27, 27)))
     policy = ScalePolicy(trim=0.0)
-    found = scale.measure_mask(policy, geometry, roi, two, np.full((1, 3), 16.0))
+    found = measure_mask(policy, geometry, roi, two, np.full((1, 3), 16.0))
     assert found.has_click
     assert found.num_cut_faces == 0
     np.testing.assert_allclose(found.start, 11.5)
     np.testing.assert_allclose(found.stop, 21.5)
-    missed = scale.measure_mask(policy, geometry, roi, two, np.full((1, 3), 2.0))
+    missed = measure_mask(policy, geometry, roi, two, np.full((1, 3), 2.0))
     assert not missed.has_click
     assert missed.largest > found.largest
 
@@ -171,7 +172,7 @@ def test_the_extent_does_not_follow_a_thin_spike():
     roi = Roi.around((50, 50, 50), geometry, 1.0, 32)
     logits = ball(12.0)
     logits[27:32, 16, 16] = 1.0
-    found = scale.measure_mask(POLICY, geometry, roi, logits, np.full((1, 3), 16.0))
+    found = measure_mask(POLICY, geometry, roi, logits, np.full((1, 3), 16.0))
     assert found.stop[0] <= 28
 
 
@@ -182,7 +183,7 @@ def test_faces_cut_only_where_the_scan_goes_on(click, num_cut_faces):
     geometry = grid((100, 100, 100), (1.0, 1.0, 1.0))
     roi = Roi.around(click, geometry, 1.0, 32)
     full = torch.ones(32, 32, 32)
-    found = scale.measure_mask(POLICY, geometry, roi, full, np.full((1, 3), 16.0))
+    found = measure_mask(POLICY, geometry, roi, full, np.full((1, 3), 16.0))
     assert found.num_cut_faces == num_cut_faces
 
 
@@ -191,7 +192,7 @@ def test_mask_in_the_padding_does_not_count():
     roi = Roi.around((2, 50, 50), geometry, 1.0, 32)
     logits = torch.full((32, 32, 32), -1.0)
     logits[:13] = 1.0
-    assert scale.measure_mask(POLICY, geometry, roi, logits, NO_CLICKS).is_empty
+    assert measure_mask(POLICY, geometry, roi, logits, NO_CLICKS).is_empty
 
 
 def test_a_box_takes_the_extent_aimed_at():
@@ -233,10 +234,10 @@ def test_parts_without_a_click_become_background():
     logits = torch.full((32, 32, 32), -3.0)
     logits[4:10, 4:10, 4:10] = 2.0
     logits[20:26, 20:26, 20:26] = 2.0
-    kept = scale.clicked_parts(logits, np.array([[6.0, 6.0, 6.0]]))
+    kept = clicked_parts(logits, np.array([[6.0, 6.0, 6.0]]))
     assert torch.equal(kept[:16], logits[:16])
     assert (kept[16:] < 0).all()
-    both = scale.clicked_parts(logits, np.array([[6.0, 6.0, 6.0], [22.0, 22.0, 22.0]]))
+    both = clicked_parts(logits, np.array([[6.0, 6.0, 6.0], [22.0, 22.0, 22.0]]))
     assert torch.equal(both, logits)
 
 
@@ -244,4 +245,4 @@ def test_parts_without_a_click_become_background():
 def test_a_mask_that_no_click_hits_is_left_alone(clicks):
     logits = torch.full((32, 32, 32), -3.0)
     logits[4:10, 4:10, 4:10] = 2.0
-    assert torch.equal(scale.clicked_parts(logits, clicks), logits)
+    assert torch.equal(clicked_parts(logits, clicks), logits)

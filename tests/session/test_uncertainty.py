@@ -10,7 +10,7 @@ from fastsam3d.errors import ConfigError, SessionStateError
 from fastsam3d.preprocess.roi import paste_values, roi_region, voxel_to_roi
 from fastsam3d.prompts import Box, MaskPrompt, Point
 from fastsam3d.session import Study
-from fastsam3d.session.scale import clicked_parts
+from fastsam3d.session.extent import clicked_parts
 from fastsam3d.session.uncertainty import UncertaintyMap, jittered_prompts, map_uncertainty
 from fastsam3d.volume import Geometry, Region, Volume
 from tests.session.ambiguous_model import CENTRE, HesitantModel, nested_session, nested_volume

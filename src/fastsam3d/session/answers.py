@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastsam3d.preprocess.roi import Roi
+    from fastsam3d.session.extent import MaskExtent
     from fastsam3d.session.history import RoundState
     from fastsam3d.session.mosaic import Mosaic
     from fastsam3d.session.predictor import DecodedMask
-    from fastsam3d.session.scale import MaskExtent
     from fastsam3d.volume import Region
 
 

@@ -17,7 +17,7 @@ import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import Roi, paste_logits
-from fastsam3d.session import scale
+from fastsam3d.session.extent import clicked_parts, measure_mask
 from fastsam3d.session.predictor import RoiPrompts
 from fastsam3d.volume import Geometry, Volume
 
@@ -55,11 +55,13 @@ def policy_within(
     encode_ms, click_ms = 0.0, 0.0
     if budget_ms:
         for _ in range(2):
-            encode_ms, click_ms = _measured(predictor, clock)
+            encode_ms, click_ms = _measured(policy, predictor, clock)
     return replace(policy, budget_ms=budget_ms, encode_ms=encode_ms, click_ms=click_ms)
 
 
-def _measured(predictor: Predictor, clock: Callable[[], float]) -> tuple[float, float]:
+def _measured(
+    policy: ScalePolicy, predictor: Predictor, clock: Callable[[], float]
+) -> tuple[float, float]:
     size = predictor.image_size
     geometry = Geometry((size, size, size), np.eye(4))
     ramp = np.indices(geometry.shape).sum(axis=0).astype(np.float32)
@@ -75,7 +77,7 @@ def _measured(predictor: Predictor, clock: Callable[[], float]) -> tuple[float, 
     axis = torch.arange(size, device=predictor.device) - middle
     squares = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
     ball = (size / 4) ** 2 - squares
-    clicked = scale.clicked_parts(ball, prompts.points)
-    scale.measure_mask(scale.ScalePolicy(), geometry, roi, clicked, prompts.points)
+    clicked = clicked_parts(ball, prompts.points)
+    measure_mask(policy, geometry, roi, clicked, prompts.points)
     paste_logits(clicked, geometry, roi)
     return (encoded_at - started) * 1e3, (clock() - encoded_at) * 1e3

@@ -26,7 +26,7 @@ from fastsam3d.preprocess.roi import (
     canonical_spacing,
     roi_region,
 )
-from fastsam3d.session import scale
+from fastsam3d.session.extent import clicked_parts, scan_range
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Mosaic:
         """Return the mosaic without the parts that hold no positive click, lattice (N, 3)."""
         if not len(clicks):
             return self
-        return replace(self, logits=scale.clicked_parts(self.logits, clicks - self.start))
+        return replace(self, logits=clicked_parts(self.logits, clicks - self.start))
 
     def next_seed(self, geometry: Geometry, contact: float) -> Triple | None:
         """Return where the next tile belongs: in the middle of the mask at its largest cut.
@@ -224,7 +224,7 @@ class Mosaic:
         """Return the voxels beside one that no tile holds although the scan goes on there."""
         shape = tuple(self.logits.shape)
         is_open = np.zeros([length + 2 for length in shape], np.bool_)
-        scan = scale.scan_range(geometry, self.anchor)
+        scan = scan_range(geometry, self.anchor)
         inside = tuple(
             slice(max(0, low - first + 1), max(0, min(length + 2, high - first + 2)))
             for (low, high), first, length in zip(scan, self.start, shape, strict=True)

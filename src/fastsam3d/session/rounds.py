@@ -26,6 +26,7 @@ from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import EMPTY_REGION, Prediction
 from fastsam3d.session import scale
 from fastsam3d.session.answers import Answer, Look, repeated
+from fastsam3d.session.extent import MaskExtent, clicked_parts, measure_mask
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
 from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
 from fastsam3d.session.middle import central_voxel, middle_voxel
@@ -234,7 +235,7 @@ class Round:
         points = voxel_to_roi(self._positives(), geometry, roi)
         if scale.is_in_roi(points, roi).all():
             return roi
-        grown = scale.grown_roi(self.policy, geometry, roi, scale.MaskExtent(), points)
+        grown = scale.grown_roi(self.policy, geometry, roi, MaskExtent(), points)
         return roi if grown is None else grown
 
     def _refine_often(self, look: Look, most: int) -> Look:
@@ -396,8 +397,8 @@ class Round:
 
     def _judged(self, roi: Roi, decoded: DecodedMask, seen: RoiPrompts) -> Look:
         clicks = seen.points[seen.is_positive]
-        decoded = replace(decoded, logits=scale.clicked_parts(decoded.logits, clicks))
-        extent = scale.measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
+        decoded = replace(decoded, logits=clicked_parts(decoded.logits, clicks))
+        extent = measure_mask(self.policy, self.volume.geometry, roi, decoded.logits, clicks)
         return Look(roi, decoded, extent, scale.score(self.policy, decoded.quality, extent))
 
     def _answer_mask(self, prompt: MaskPrompt, before: RoundState | None) -> Answer:

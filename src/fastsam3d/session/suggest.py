@@ -27,11 +27,12 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.preprocess.roi import Roi, paste_logits, roi_region, voxel_to_roi
 from fastsam3d.prompts import Point
 from fastsam3d.prompts.simulate import first_click
-from fastsam3d.session import scale
+from fastsam3d.session.extent import clicked_parts, measure_mask
 from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.packed_mask import PackedMask
 from fastsam3d.session.postprocess import voxel_ml
 from fastsam3d.session.predictor import RoiPrompts
+from fastsam3d.session.scale import ScalePolicy
 from fastsam3d.session.suggest_grid import plan_levels
 
 if TYPE_CHECKING:
@@ -321,12 +322,12 @@ class _Search:
         bar = self.policy.first_bar if self.policy.recentre else 1.0
         if answer.quality < bar * self.policy.min_quality:
             return None
-        logits = scale.clicked_parts(answer.logits, click[None])
+        logits = clicked_parts(answer.logits, click[None])
         stability = stability_of(logits, self.policy.stability_shift)
         if stability < bar * self.policy.min_stability:
             return None
         geometry = self.volume.geometry
-        extent = scale.measure_mask(scale.ScalePolicy(), geometry, roi, logits, click[None])
+        extent = measure_mask(ScalePolicy(), geometry, roi, logits, click[None])
         if not extent.has_click:
             return None
         mask = PackedMask.of(ObjectMask.cropped(*paste_logits(logits, geometry, roi)))

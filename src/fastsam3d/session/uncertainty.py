@@ -26,7 +26,7 @@ from fastsam3d.preprocess.roi import (
 )
 from fastsam3d.prompts import Point
 from fastsam3d.prompts.simulate import bounding_box
-from fastsam3d.session import scale
+from fastsam3d.session.extent import clicked_parts
 from fastsam3d.session.predictor import RoiPrompts
 from fastsam3d.volume import Region, Volume
 
@@ -141,7 +141,7 @@ def map_uncertainty(
         part = sets[start : start + size]
         logits = predictor.decode_batch(look.encoded, part, mask_logits_SSS=look.fed_logits)
         for one, prompts in zip(logits, part, strict=True):
-            kept = scale.clicked_parts(one, prompts.points[prompts.is_positive])
+            kept = clicked_parts(one, prompts.points[prompts.is_positive])
             # What no click reaches is background, however likely the model finds it.
             total += one.sigmoid().masked_fill(kept != one, 0.0)
             masks.append(kept > MASK_LOGIT_THRESHOLD)
