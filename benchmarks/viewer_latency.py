@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("first", type=lambda text: [int(word) for word in text.split(",")])
     parser.add_argument("--clicks", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--eager", action="store_true", help="draw at the click, too")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     record: dict[str, Any] = facts()
@@ -113,6 +114,8 @@ def main() -> int:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(address)
         until(page, f"{APP}?.state.connection === 'online'")
+        if options.eager:
+            page.evaluate(f"{APP}.view.isSoftware = false")
         rows = measure(page, options.scan, options.first, options.clicks)
         record |= {"browser": browser.version, "threads": options.threads}
         browser.close()

@@ -8,8 +8,8 @@ from fastsam3d.server import errors, native_messages
 from fastsam3d.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/server.md").read_text()
-API = (ROOT / "docs/server-api.md").read_text()
+PAGE = (ROOT / "docs/server.md").read_text(encoding="utf-8")
+API = (ROOT / "docs/server-api.md").read_text(encoding="utf-8")
 CORE = ("app", "errors", "host", "leases", "native", "native_calls", "native_ops", "native_ws",
         "queue", "room", "security", "uploads")  # fmt: skip
 
@@ -26,7 +26,7 @@ def test_every_code_that_the_server_gives_is_listed():
     listed = set(re.findall(r"`([a-z_]+)`", API.split("## Codes")[1]))
     given = {code for _, _, code in errors._CODES} | set(errors._HTTP_CODES.values())
     for name in CORE:
-        text = (ROOT / f"src/fastsam3d/server/{name}.py").read_text()
+        text = (ROOT / f"src/fastsam3d/server/{name}.py").read_text(encoding="utf-8")
         given |= set(re.findall(r'ApiError\(\s*\d+, "([a-z_]+)"', text))
     assert given == listed
 

@@ -432,3 +432,32 @@ def test_a_model_with_one_reading_says_that_there_are_no_alternatives(page):
     page.get_by_role("button", name="Alternatives").click()
     page.get_by_text("No alternatives").wait_for()
     assert not page.locator("#candidates").is_visible()
+
+
+def test_in_software_a_click_is_drawn_once_with_its_mask(page):
+    assert page.evaluate(f"{APP}.view.isSoftware")
+    x, y = stage_position(page, "axial", FIRST)
+    page.evaluate(f"""() => {{
+        globalThis.draws = [];
+        {APP}.view.addEventListener("drawn", () => {{
+            globalThis.draws.push({APP}.masks.size);
+        }});
+    }}""")
+    page.mouse.click(x, y)
+    until(page, f"{APP}.state.latency !== null && {IDLE}")
+    assert page.evaluate("globalThis.draws") == [1]
+    expected = page.evaluate(f"{APP}.view.voxelOf({APP}.view.crosshair).map(Math.round)")
+    assert expected == list(FIRST)
+
+
+def test_an_answer_that_does_not_come_leaves_the_slices_where_one_clicked(page):
+    x, y = stage_position(page, "axial", FIRST)
+    page.evaluate(f"""() => {{
+        globalThis.shown = false;
+        {APP}.api.request = () => new Promise(() => {{}});
+        {APP}.view.addEventListener("drawn", () => {{ globalThis.shown = true; }}, {{ once: true }});
+    }}""")
+    page.mouse.click(x + 2, y)
+    until(page, "globalThis.shown", timeout_s=5)
+    page.evaluate(f"delete {APP}.api.request")
+    page.evaluate(f"{APP}.store.set({{ pending: [] }})")

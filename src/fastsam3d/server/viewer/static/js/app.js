@@ -6,16 +6,14 @@
  */
 
 import { Api } from "./api.js";
-import { byId } from "./dom.js";
-import { askForKey, choose, clearToasts, hideProgress, showProgress, showTrouble, toast, toastError } from "./feedback.js";
-import { isReadableHere, saveAs, titleOf } from "./files.js";
-import { explain, isFatal, isSilent, questionIn } from "./messages.js";
-import { sameGrid } from "./mapping.js";
-import { presetsFor } from "./presets.js";
+import { clearToasts, hideProgress, showProgress, toast } from "./feedback.js";
+import { saveAs } from "./files.js";
+import { Link } from "./link.js";
+import { isFatal } from "./messages.js";
 import { drawnPrompt, pointPrompt } from "./prompts.js";
+import { Scans } from "./scans.js";
 import { emptyStudy } from "./store.js";
 
-const SCAN_KEY = "fastsam3d.scan";
 const STATISTICS_DELAY_MS = 350;
 const STAGES = {
   reading: "Reading the scan",
@@ -29,242 +27,19 @@ export class App {
     this.store = store;
     this.view = view;
     this.api = new Api(new URL("api/v1/", document.baseURI));
-    this.files = [];
-    this.part = {};
+    this.link = new Link(this);
+    this.scans = new Scans(this);
     this.masks = new Map();
-    this.upload = null;
     this.statisticsTimer = 0;
     this.formerLayout = null;
     this.creating = null;
     this.stageTimer = 0;
     this.api.addEventListener("progress", ({ detail }) => this.showStage(detail.stage));
-    this.api.addEventListener("trouble", ({ detail }) => this.fail(detail));
     store.watch(["study", "hidden"], () => this.showObjects());
   }
 
   get state() {
     return this.store.state;
-  }
-
-  // Session
-
-  /** Claim a session; asks for the key when the server wants one. */
-  async connect() {
-    this.store.set({ connection: "connecting" });
-    this.api.key ??= sessionStorage.getItem("fastsam3d.key") ?? keyFromAddress();
-    let wasRefused = Boolean(this.api.key);
-    for (;;) {
-      try {
-        const server = await this.api.claim();
-        if (this.api.key) sessionStorage.setItem("fastsam3d.key", this.api.key);
-        // While the socket is open the server knows that we are here, even where the browser
-        // slows the timers of a page in the background.
-        await this.api.connect();
-        this.store.set({ connection: "online", server });
-        return true;
-      } catch (error) {
-        if (explain(error).way !== "key") {
-          this.fail(error, () => this.connect());
-          return false;
-        }
-        this.api.key = await askForKey(wasRefused);
-        wasRefused = true;
-      }
-    }
-  }
-
-  /** After a reload of the page: the session, scan and objects of before, if they still exist. */
-  async resume() {
-    this.api.key = sessionStorage.getItem("fastsam3d.key");
-    const server = await this.api.takeUp();
-    if (!server) {
-      sessionStorage.removeItem(SCAN_KEY);
-      return false;
-    }
-    this.store.set({ connection: "online", server });
-    try {
-      await this.api.connect();
-      const scan = JSON.parse(sessionStorage.getItem(SCAN_KEY));
-      if (scan) {
-        this.api.shape = scan.shape;
-        this.store.set({ phase: "loading", scan: { name: scan.name } });
-        await this.showAsServerReads(scan);
-        this.begin(scan);
-        await this.call("masks.get");
-        await this.fetchPrompts();
-      }
-    } catch {
-      // No scan was open; the session itself can be used.
-      this.store.set({ phase: "empty", scan: null });
-    }
-    hideProgress();
-    return true;
-  }
-
-  /** The scan is on the screen and on the server. */
-  begin(scan) {
-    sessionStorage.setItem(SCAN_KEY, JSON.stringify(scan));
-    this.store.set({ phase: "ready", scan });
-    this.choosePreset(presetsFor(scan)[0].id);
-  }
-
-  /** Show a failure: in passing, or with ways out when the session is in trouble. */
-  fail(error, retry = null) {
-    hideProgress();
-    if (isSilent(error)) return;
-    const { way } = explain(error);
-    if (!isFatal(error) && way !== "open") {
-      toastError(error);
-      return;
-    }
-    if (isFatal(error)) this.store.set({ connection: "offline" });
-    const again = retry ?? (() => this.reconnect());
-    const ways = {
-      restart: { label: this.files.length ? "Bring my work back" : "Start again", run: () => this.restart() },
-      key: { label: "Enter the key", run: () => this.reconnect() },
-      retry: { label: "Try again", run: again },
-      open: { label: "Choose another file", run: () => byId("file-input").click() },
-    };
-    showTrouble(error, [
-      { label: "Not now", run: () => {} },
-      { ...(ways[way] ?? ways.retry), primary: true },
-    ]);
-  }
-
-  /** After a lost connection: go on where we were, or begin anew when the session is gone. */
-  async reconnect() {
-    if (!this.api.lease) {
-      await this.restart();
-      return;
-    }
-    try {
-      await this.api.json("POST", "session/heartbeat");
-      this.store.set({ connection: "online" });
-      if (this.state.phase === "ready") await this.fetchPrompts();
-    } catch (error) {
-      this.fail(error);
-    }
-  }
-
-  /** A new session with the same scan and prompts. */
-  async restart() {
-    const { objects } = this.state.study;
-    if (!(await this.connect()) || !this.files.length) return;
-    const view = { crosshair: this.view.crosshair };
-    await this.open(this.files, this.part);
-    if (this.state.phase !== "ready") return;
-    for (const item of objects) await this.replay(item);
-    this.view.crosshair = view.crosshair;
-    if (objects.length) toast("Your work is back", "Masks were computed anew from your prompts.", "info");
-  }
-
-  async replay({ name, colour, prompts, locked }) {
-    const id = await this.addObject(name, colour);
-    if (id === null) return;
-    const plain = prompts.filter(({ type }) => type !== "mask").map(({ id: _, ...prompt }) => prompt);
-    if (plain.length) {
-      await this.call("prompt.add", { object: id, prompts: plain });
-      await this.fetchPrompts();
-    }
-    if (locked) await this.setLocked(id, true);
-  }
-
-  // Scans
-
-  /**
-   * Open a scan: shown at once where the browser can read it, while it travels to the server.
-   * @param {File[]} files
-   * @param {{time?: number, times?: number, series?: string}} part of a series in time, which
-   *   volume of how many; of a folder, which DICOM series
-   */
-  async open(files, part = {}) {
-    if (!files.length) return;
-    this.upload?.abort();
-    const upload = new AbortController();
-    this.upload = upload;
-    if (!this.api.lease && !(await this.connect())) return;
-    this.files = files;
-    this.part = part;
-    this.reset();
-    this.store.set({ phase: "loading", scan: { name: titleOf(files) } });
-    const onProgress = (fraction) => {
-      if (fraction < 1) showProgress("Sending the scan", fraction, () => upload.abort());
-      else showProgress("Reading the scan");
-    };
-    onProgress(0);
-    const early = isReadableHere(files)
-      ? this.view.show(files[0], part.time ?? 0).catch(() => this.view.clear())
-      : this.view.clear();
-    try {
-      const facts = await this.api.sendVolume(files, onProgress, upload.signal, part);
-      await early;
-      await this.showAsServerReads(facts);
-      this.begin({ ...facts, name: titleOf(files), ...part });
-      hideProgress();
-    } catch (error) {
-      await early;
-      await this.giveUp(error, files);
-    }
-  }
-
-  /** Ask what the server needs to know, or say why the files cannot be opened. */
-  async giveUp(error, files) {
-    this.reset();
-    this.view.clear();
-    this.store.set({ phase: "empty", scan: null });
-    const question = questionIn(error);
-    if (question?.times) {
-      await this.open(files, { time: 0, times: question.times });
-    } else if (question?.series) {
-      hideProgress();
-      const options = question.series.map(({ uid, label }) => ({ value: uid, label }));
-      const series = await choose("Which series?", options);
-      if (series) await this.open(files, { series });
-    } else {
-      this.files = [];
-      this.fail(error, () => this.open(files));
-    }
-  }
-
-  /** Where browser and server read a file differently, or the browser cannot, the server is right. */
-  async showAsServerReads({ shape, affine }) {
-    const { view } = this;
-    const isSame =
-      view.grid &&
-      view.grid.fileShape.every((n, axis) => n === shape[axis]) &&
-      sameGrid(view.affine, affine, shape);
-    if (isSame) return;
-    showProgress("Preparing the images");
-    const blob = await this.api.download("session/volume.nii");
-    await view.show(new File([blob], "volume.nii"));
-  }
-
-  reset() {
-    clearToasts();
-    this.masks.clear();
-    this.store.set({
-      study: emptyStudy(),
-      active: null,
-      hidden: new Set(),
-      candidates: null,
-      statistics: null,
-      pending: [],
-      latency: null,
-      chosenPrompt: null,
-    });
-  }
-
-  choosePreset(id) {
-    const preset = presetsFor(this.state.scan).find((p) => p.id === id);
-    if (!preset) return;
-    this.view.window = [preset.low, preset.high];
-    this.store.set({ preset: id });
-  }
-
-  /** A window that is none of the presets. */
-  setWindow(low, high) {
-    this.view.window = [low, high];
-    this.store.set({ preset: "custom" });
   }
 
   /** One tile over the whole stage, or back to how it was. */
@@ -291,6 +66,21 @@ export class App {
     this.store.set({ with3d: isShown, layout: this.view.layout });
   }
 
+  reset() {
+    clearToasts();
+    this.masks.clear();
+    this.store.set({
+      study: emptyStudy(),
+      active: null,
+      hidden: new Set(),
+      candidates: null,
+      statistics: null,
+      pending: [],
+      latency: null,
+      chosenPrompt: null,
+    });
+  }
+
   // Requests
 
   /**
@@ -303,7 +93,7 @@ export class App {
       this.takeOver(reply, masks);
       return reply;
     } catch (error) {
-      this.fail(error);
+      this.link.fail(error);
       return null;
     } finally {
       this.endStage();
@@ -531,7 +321,7 @@ export class App {
       const { reply } = await this.api.request("statistics", { object });
       if (this.state.active === object) this.store.set({ statistics: { object, values: reply.result } });
     } catch (error) {
-      if (isFatal(error)) this.fail(error);
+      if (isFatal(error)) this.link.fail(error);
       else this.store.set({ statistics: null });
     }
   }
@@ -545,15 +335,7 @@ export class App {
       saveAs(blob, format === "nii.gz" ? `${stem}.labels.nii.gz` : `${stem}.${format}`);
       hideProgress();
     } catch (error) {
-      this.fail(error, () => this.save(format));
+      this.link.fail(error, () => this.save(format));
     }
   }
-}
-
-/** A key in the address (after #key=) is taken and removed from sight; it never left the browser. */
-function keyFromAddress() {
-  const found = /[#&]key=([^&]+)/.exec(location.hash);
-  if (!found) return null;
-  history.replaceState(null, "", location.pathname + location.search);
-  return decodeURIComponent(found[1]);
 }

@@ -46,7 +46,7 @@ async function boot() {
   drawPrivacy();
   // For tests, and for people who look under the bonnet.
   globalThis.fastsam3dViewer = app;
-  if (!(await app.resume())) await app.connect();
+  if (!(await app.link.resume())) await app.link.connect();
 }
 
 /** Where the images go, said before anything is opened. */
@@ -64,7 +64,7 @@ function wireFiles(app) {
     input.addEventListener("change", () => {
       const files = usable([...input.files]);
       input.value = "";
-      app.open(files);
+      app.scans.open(files);
     });
   }
   byId("open").onclick = () => fileInput.click();
@@ -83,7 +83,7 @@ function wireFiles(app) {
     hint.hidden = true;
     try {
       const files = await droppedFiles(event.dataTransfer);
-      if (files.length) app.open(files);
+      if (files.length) app.scans.open(files);
       else toast("Nothing to open there", "Drop a scan: NIfTI, NRRD, MHA or a DICOM folder.");
     } catch (error) {
       toast("That could not be read", error.message);
@@ -94,7 +94,7 @@ function wireFiles(app) {
 function wireToolbar(app) {
   const { store, view } = app;
   const preset = byId("preset");
-  preset.onchange = () => app.choosePreset(preset.value);
+  preset.onchange = () => app.scans.choosePreset(preset.value);
   store.watch(["scan", "preset"], ({ scan, preset: chosen }) => {
     byId("scan").hidden = !scan;
     byId("scan-name").textContent = scan?.name ?? "";
@@ -146,7 +146,7 @@ function drawTimes(app, scan) {
   const names = Array.from({ length: times }, (_, n) => element("option", { value: n }, `${n + 1} of ${times}`));
   select.replaceChildren(...names);
   select.value = scan.time ?? 0;
-  select.onchange = () => app.open(app.files, { time: Number(select.value), times });
+  select.onchange = () => app.scans.open(app.scans.files, { time: Number(select.value), times });
 }
 
 function short(value) {

@@ -48,6 +48,11 @@ const MESSAGES = {
     "Close objects or other windows, or try again when others have finished.",
     null,
   ],
+  engine_crashed: [
+    "The computation broke off",
+    "The engine is starting again, which takes a few seconds; nothing of your work is lost. Click again.",
+    null,
+  ],
   internal: ["Something went wrong on the server", "Nothing was changed. Try again.", null],
 };
 

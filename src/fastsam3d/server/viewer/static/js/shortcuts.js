@@ -158,5 +158,5 @@ function pointAtCross(app, isPositive) {
 
 function choosePreset(app, index) {
   const preset = presetsFor(app.state.scan)[index];
-  if (preset) app.choosePreset(preset.id);
+  if (preset) app.scans.choosePreset(preset.id);
 }

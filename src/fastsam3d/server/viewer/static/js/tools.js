@@ -218,7 +218,7 @@ class Click {
     const { view, app } = this.tools;
     const frac = view.fracAt(this.plane, x, y);
     if (!frac) return;
-    view.crosshair = frac;
+    view.aim(frac);
     app.addPoint(frac, isPositive, since);
   }
 
@@ -281,7 +281,7 @@ class Level {
   move(x, y) {
     const width = this.width * Math.exp((x - this.x) / 300);
     const level = this.level + ((y - this.y) / 400) * this.width;
-    this.tools.app.setWindow(level - width / 2, level + width / 2);
+    this.tools.app.scans.setWindow(level - width / 2, level + width / 2);
   }
 }
 

@@ -24,6 +24,7 @@ const { Niivue, NVImage } = globalThis.niivue;
 const SOFTWARE_RENDERER = /swiftshader|llvmpipe|software|basic render/i;
 const MAX_SLOTS = 255;
 const FADED_SCAN_OPACITY = 0.06;
+const LATE_DRAW_MS = 1000;
 
 export class View extends EventTarget {
   constructor(stage, canvas) {
@@ -40,6 +41,7 @@ export class View extends EventTarget {
     this.colours = "";
     this.contentOf3d = "scan";
     this.frame = 0;
+    this.lateDraw = 0;
   }
 
   /** Start WebGL. @throws {Error} when the browser has no WebGL 2. */
@@ -132,6 +134,7 @@ export class View extends EventTarget {
 
   /** Redraw on the next frame, once for however many calls. */
   draw() {
+    clearTimeout(this.lateDraw);
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
@@ -257,8 +260,25 @@ export class View extends EventTarget {
   }
 
   set crosshair(frac) {
-    this.nv.scene.crosshairPos = frac.map((value) => Math.min(1, Math.max(0, value)));
+    this.placeCrosshair(frac);
     this.draw();
+  }
+
+  /**
+   * Go to where a prompt was given. A software renderer would take the processor from the model at
+   * the worst moment, so there the slices follow with the answer, which is drawn anyway.
+   */
+  aim(frac) {
+    this.placeCrosshair(frac);
+    if (!this.isSoftware) this.draw();
+    else if (!this.frame) {
+      clearTimeout(this.lateDraw);
+      this.lateDraw = setTimeout(() => this.draw(), LATE_DRAW_MS);
+    }
+  }
+
+  placeCrosshair(frac) {
+    this.nv.scene.crosshairPos = frac.map((value) => Math.min(1, Math.max(0, value)));
   }
 
   sliceCount(plane) {
