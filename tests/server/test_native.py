@@ -213,6 +213,48 @@ def test_a_candidate_can_be_chosen(client, opened):
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "bad_prompt")
 
 
+def test_a_suggestion_can_be_accepted(client, opened):
+    asked = {"type": "suggest", "spacing_mm": 1.0, "max_suggestions": 3}
+    result = call(client, opened, **asked).json()["result"]
+    assert result["is_complete"]
+    first = result["suggestions"][0]
+    assert first["point"]["type"] == "point"
+    reply = call(client, opened, type="suggestion.accept", index=0, name="found").json()
+    assert reply["result"] == {"object": 1}
+    assert reply["objects"][0]["name"] == "found"
+    assert reply["masks"][0]["payload"] == first["payload"]
+    # What is there is not suggested again.
+    assert not call(client, opened, **asked).json()["result"]["suggestions"]
+    wrong = call(client, opened, type="suggestion.accept", index=0)
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "bad_prompt")
+
+
+def test_suggestions_are_given_up_when_their_time_is_over(client, opened, monkeypatch):
+    model = client.app.state.host.predictor.model
+    encode = model.encode_image
+
+    def slow(image):
+        time.sleep(0.11)
+        return encode(image)
+
+    monkeypatch.setattr(model, "encode_image", slow)
+    result = call(client, opened, type="suggest", seconds=0.1, spacing_mm=1.0).json()["result"]
+    assert not result["is_complete"]
+
+
+def test_how_sure_an_answer_is(client, opened):
+    call(client, opened, type="object.add")
+    missing = call(client, opened, type="uncertainty", object=1)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (409, "bad_state")
+    call(client, opened, type="prompt.add", object=1, prompts=[CENTRE])
+    result = call(client, opened, type="uncertainty", object=1, samples=3).json()["result"]
+    (i, _), (j, _), (k, _) = result["box"]
+    shape = [high - low for low, high in result["box"]]
+    levels = np.frombuffer(base64.b64decode(result["payload"]), np.uint8).reshape(shape)
+    assert levels[30 - i, 30 - j, 30 - k] > 128
+    assert 0 < result["stability"] <= 1
+
+
 def test_files_come_back_on_the_volumes_own_grid(client, opened, phantom, tmp_path):
     call(client, opened, type="object.add", name="ball")
     call(client, opened, type="prompt.add", object=1, prompts=[CENTRE])

@@ -259,6 +259,31 @@ class CandidateChoose(ObjectCall):
     index: Annotated[int, Field(ge=0, le=16)]
 
 
+class Suggest(Call):
+    """Look for objects everywhere, for at most so many seconds."""
+
+    type: Literal["suggest"]
+    seconds: Annotated[float, Field(ge=0.1, le=60)] = 10.0
+    spacing_mm: Annotated[float, Field(ge=0.1, le=20)] | None = None
+    max_suggestions: Annotated[int, Field(ge=1, le=50)] = 20
+
+
+class SuggestionAccept(Call):
+    """Make one of the latest suggestions an object."""
+
+    type: Literal["suggestion.accept"]
+    index: Annotated[int, Field(ge=0, le=50)]
+    name: Name | None = None
+
+
+class Uncertainty(ObjectCall):
+    """Ask again from places nearby, so many times."""
+
+    type: Literal["uncertainty"]
+    samples: Annotated[int, Field(ge=2, le=16)] = 8
+    jitter_mm: Annotated[float, Field(gt=0, le=20)] = 2.0
+
+
 class StepsSet(ObjectCall):
     """Choose the clean-up steps of an object."""
 
@@ -294,8 +319,8 @@ class Cancel(Call):
 
 AnyCall = Annotated[
     ObjectAdd | ObjectDescribe | ObjectVerb | ObjectMove | ObjectMerge | ObjectSplit | PromptAdd
-    | PromptSetCall | PromptEdit | PromptRemove | CandidateChoose | StepsSet | OverlapSet
-    | MasksGet | StudyVerb | Cancel,
+    | PromptSetCall | PromptEdit | PromptRemove | CandidateChoose | Suggest
+    | SuggestionAccept | Uncertainty | StepsSet | OverlapSet | MasksGet | StudyVerb | Cancel,
     Field(discriminator="type"),
 ]  # fmt: skip
 _CALLS: Final[TypeAdapter[Any]] = TypeAdapter(AnyCall)

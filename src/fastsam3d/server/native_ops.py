@@ -7,7 +7,8 @@ engine's thread and returns everything that there is to send.
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastsam3d.segmenter import EMPTY_REGION
 from fastsam3d.server import native_messages as messages
 from fastsam3d.session.object_mask import ObjectMask
 from fastsam3d.session.postprocess import step_from_plain, step_to_plain, voxel_ml
+from fastsam3d.session.suggest import SuggestPolicy
 from fastsam3d.wire.masks import encode_runs
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from fastsam3d.session import Study
     from fastsam3d.session.candidates import Candidate
     from fastsam3d.session.objects import StudyObject
+    from fastsam3d.session.suggest import Suggestion
     from fastsam3d.volume import Region
 
 MAX_PROMPTS: Final = 500
@@ -90,6 +93,7 @@ class Desk:
         self._version = 0
         # Of the object that was asked about last, with the log that they belong to.
         self._candidates: dict[int, tuple[PromptLog, tuple[Candidate, ...]]] = {}
+        self._suggestions: tuple[Suggestion, ...] = ()
 
     @classmethod
     def of(cls, room: Room, max_objects: int) -> Desk:
@@ -209,10 +213,13 @@ class Desk:
 
     def add_object(self, study: Study, call: messages.ObjectAdd) -> _Outcome:
         """Add an object."""
+        self._check_place(study)
+        return _Outcome({"object": study.add_object(call.name, colour=_colour(call.colour))})
+
+    def _check_place(self, study: Study) -> None:
         if len(study.objects) >= self._max_objects:
             text = f"A session holds at most {self._max_objects} objects; delete one first."
             raise SessionStateError(text)
-        return _Outcome({"object": study.add_object(call.name, colour=_colour(call.colour))})
 
     def describe_object(self, study: Study, call: messages.ObjectDescribe) -> _Outcome:
         """Rename or recolour an object."""
@@ -300,13 +307,55 @@ class Desk:
                 "index": index,
                 "kind": candidate.kind,
                 "quality": candidate.quality,
-                "volume_ml": candidate.mask.num_voxels * ml,
-                "box": _box(candidate.mask.region),
-                "encoding": "runs",
-                "payload": base64.b64encode(encode_runs(candidate.mask.array)).decode(),
+                **_mask_to_plain(candidate.mask, ml),
             }
             for index, candidate in enumerate(found)
         ]
+
+    def suggest(self, study: Study, call: messages.Suggest) -> _Outcome:
+        """Look for objects, and remember what was found."""
+        deadline = time.monotonic() + call.seconds
+        policy = SuggestPolicy(max_suggestions=call.max_suggestions)
+        if call.spacing_mm is not None:
+            policy = replace(policy, spacings_mm=(call.spacing_mm,))
+        # The engine is everybody's: what takes longer is given up, and so is what nobody awaits.
+        self._suggestions = study.suggest(
+            policy, is_cancelled=lambda: self._room.is_closed or time.monotonic() > deadline
+        )
+        ml = voxel_ml(self._room.volume.geometry)
+        found = [
+            {
+                "index": index,
+                "quality": one.quality,
+                "stability": one.stability,
+                "point": prompt_to_plain(one.point),
+                **_mask_to_plain(one.mask, ml),
+            }
+            for index, one in enumerate(self._suggestions)
+        ]
+        return _Outcome({"suggestions": found, "is_complete": time.monotonic() <= deadline})
+
+    def accept_suggestion(self, study: Study, call: messages.SuggestionAccept) -> _Outcome:
+        """Make a suggestion an object."""
+        self._check_place(study)
+        if call.index >= len(self._suggestions):
+            text = f"There are {len(self._suggestions)} suggestions, got index {call.index}."
+            raise PromptError(f"{text} Ask with suggest first, and count from 0.")
+        return _Outcome({"object": study.accept(self._suggestions[call.index], name=call.name)})
+
+    def map_uncertainty(self, study: Study, call: messages.Uncertainty) -> _Outcome:
+        """Say how sure an answer is, voxel by voxel."""
+        found = study.uncertainty(call.object, samples=call.samples, jitter_mm=call.jitter_mm)
+        point = found.suggest_point()
+        levels = np.rint(255 * found.probability).astype(np.uint8)
+        result = {
+            "stability": found.stability,
+            "box": _box(found.region),
+            "encoding": "u8",
+            "payload": base64.b64encode(levels.tobytes()).decode(),
+            "point": None if point is None else prompt_to_plain(point),
+        }
+        return _Outcome(result)
 
     def set_overlap(self, study: Study, call: messages.OverlapSet) -> _Outcome:
         """Choose who owns voxels."""
@@ -337,6 +386,9 @@ _OPERATIONS: Final[dict[type[messages.Call], Callable[[Desk, Study, Any], _Outco
     messages.PromptEdit: Desk.edit_prompt,
     messages.PromptRemove: Desk.remove_prompts,
     messages.CandidateChoose: Desk.choose_candidate,
+    messages.Suggest: Desk.suggest,
+    messages.SuggestionAccept: Desk.accept_suggestion,
+    messages.Uncertainty: Desk.map_uncertainty,
     messages.StepsSet: Desk.set_steps,
     messages.OverlapSet: Desk.set_overlap,
     messages.MasksGet: Desk.get_masks,
@@ -359,6 +411,16 @@ def _add_prompts(study: Study, key: int, batches: Iterable[tuple[Prompt, ...]]) 
 def _is_same(old: ObjectMask, new: ObjectMask) -> bool:
     """Whether a mask need not be sent again; masks of other boxes are sent without looking."""
     return old is new or (old.region == new.region and np.array_equal(old.array, new.array))
+
+
+def _mask_to_plain(mask: ObjectMask, ml: float) -> dict[str, Any]:
+    """Return a mask that is no object's yet, as JSON holds it."""
+    return {
+        "volume_ml": mask.num_voxels * ml,
+        "box": _box(mask.region),
+        "encoding": "runs",
+        "payload": base64.b64encode(encode_runs(mask.array)).decode(),
+    }
 
 
 def _colour(given: list[int] | None) -> tuple[int, int, int] | None:
