@@ -99,12 +99,13 @@ ARMS: dict[str, Arm] = {
     **_arms(
         "box",
         {
-            "a click's spacing": {"box_extent": 0.0, "box_repeats": 0},
-            "fitted to 0.6": {"box_extent": 0.6, "box_repeats": 0},
-            "a click's spacing, repeated": {"box_extent": 0.0, "box_repeats": 1},
-            "fitted to 0.45, repeated": {"box_extent": 0.45, "box_repeats": 1},
+            "no candidates": {"box_margin": 1.0},
+            "candidates by 0.1": {"box_margin": 0.1},
+            "fitted to 0.6": {"box_extent": 0.6},
             "fitted to 0.6, repeated": {"box_extent": 0.6, "box_repeats": 1},
-            "fitted to 0.6, repeated twice": {"box_extent": 0.6, "box_repeats": 2},
+            "fitted to 0.6, no candidates": {"box_extent": 0.6, "box_margin": 1.0},
+            "fitted to 0.45": {"box_extent": 0.45},
+            "repeated": {"box_repeats": 1},
         },
     ),
     **_arms(

@@ -1,5 +1,6 @@
 """Candidates: what else a click may have meant, and a choice that is a prompt like any other."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -208,6 +209,19 @@ def test_a_box_has_candidates_too():
     session = nested_session()
     session.add_box(Box.voxel((9, 9, 9), (32, 32, 32)))
     assert {candidate.kind for candidate in session.candidates()} == {"answer", "part", "whole"}
+
+
+@pytest.mark.parametrize(
+    ("half", "radius"), [(6, CORE[0]), (10, BODY[0]), (15, SHELL[0])], ids=["part", "body", "whole"]
+)
+def test_a_first_box_is_answered_by_the_candidate_that_fills_it(half, radius):
+    session = nested_session()
+    low, high = (tuple(v + step for v in CENTRE) for step in (-half, half + 1))
+    answer = session.add_box(Box.voxel(low, high))
+    assert iou(answer.mask.array > 0, voxels_within(radius)) > 0.75
+    session.policy = replace(session.policy, box_margin=1.0)
+    answer = session.predict(session.prompts)
+    assert iou(answer.mask.array > 0, voxels_within(BODY[0])) > 0.75
 
 
 def test_a_candidate_of_another_volume_is_refused():

@@ -337,7 +337,7 @@ def test_a_box_places_the_roi():
     session = make_session(volume)
     result = session.add_box(Box.voxel((19, 25, 22), (32, 38, 35)))
     assert dice(result.mask.array, ball_truth(volume.geometry, (25.3, 31.2, 28.4), 6.3)) > 0.95
-    first, second = session.predictor.model.decoded
+    first, second, _ = session.predictor.model.decoded
     np.testing.assert_allclose(first["boxes"], [[6.9, 6.9, 6.9, 26.1, 26.1, 26.1]], atol=1e-5)
     assert first["labels"].tolist() == [[-1]]
     # Once more from the middle of what was found, at the spacing that a click there would get.

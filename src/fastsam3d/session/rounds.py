@@ -212,11 +212,27 @@ class Round:
         prompts = PromptSet((Point.voxel(middle.tolist()), *self._prompts.prompts))
         (encoded,) = self._encode([roi])
         look = self._look(roi, encoded, None, prompts=prompts)
+        if self.policy.box_margin < 1 and self._affords(roi):
+            look = self._fitting_box(look, encoded, prompts)
         for _ in range(self.policy.box_repeats):
             if look.extent.is_empty or not self._affords(roi):
                 break
             look = self._look(roi, encoded, look.decoded.prompt_logits, prompts=prompts)
         return look
+
+    def _fitting_box(self, look: Look, encoded: EncodedRoi, prompts: PromptSet) -> Look:
+        """Return another candidate of a look if its sides agree much better with the box.
+
+        Of a ring's box the model may have taken the hole.
+        """
+        geometry, box = self.volume.geometry, prompts.boxes[-1]
+        seen = prompts_in_roi(prompts, geometry, look.roi)
+        self._work_ms += self.policy.click_ms
+        found = self.predictor.decode_all(encoded, seen)
+        others = [self._judged(look.roi, one, seen) for one in found]
+        fits = [scale.box_agreement(box, geometry, one.roi, one.extent) for one in (look, *others)]
+        best = max(range(len(others)), key=lambda n: fits[n + 1])
+        return others[best] if fits[best + 1] > fits[0] + self.policy.box_margin else look
 
     def _next_look(self, before: RoundState, roi: Roi, newest: object) -> Look:
         """Look again with one more prompt, at the same place if everything fits in."""

@@ -54,6 +54,8 @@ class ScalePolicy:
         box_extent: As `target_extent` for the second look at a first box, whose sides are known;
             0 takes the spacing that a click would be answered at.
         box_repeats: How often the answer to a first box is given back to the model.
+        box_margin: Another of the model's candidates answers a first box where its sides agree with
+            the box better, by more than this IoU; 1 asks for no candidates.
         max_refinements: How often a first click may be refined.
         max_later_refinements: How often each further prompt may be refined, now that the object
             is better known.
@@ -92,6 +94,7 @@ class ScalePolicy:
     drawn_extent: float = 0.4
     box_extent: float = 0.0
     box_repeats: int = 0
+    box_margin: float = 0.2
     max_refinements: int = 0
     max_later_refinements: int = 0
     consistent_extent: float = 1.6
@@ -237,6 +240,16 @@ def box_to_roi(box: Box, geometry: Geometry, roi: Roi) -> NDArray[np.float64]:
     corners = np.array([region.start, region.stop]) - 0.5
     faces = (corners - roi.centre_voxel) * scale + roi.size // 2 + 0.5
     return np.clip(faces, 0, roi.size).reshape(6)
+
+
+def box_agreement(box: Box, geometry: Geometry, roi: Roi, extent: MaskExtent) -> float:
+    """Return the IoU of a voxel box, as far as an ROI shows it, and the box around a mask."""
+    start, stop = box_to_roi(box, geometry, roi).reshape(2, 3)
+    # Faces of an extent count from voxel centres, corners of a box from the faces before voxels.
+    low, high = np.array(extent.start) + 0.5, np.array(extent.stop) + 0.5
+    shared = np.clip(np.minimum(stop, high) - np.maximum(start, low), 0, None).prod()
+    either = (stop - start).prod() + (high - low).prod() - shared
+    return float(shared / either) if either > 0 else 0.0
 
 
 def score(policy: ScalePolicy, quality: float, extent: MaskExtent) -> float:
