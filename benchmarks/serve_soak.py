@@ -6,13 +6,18 @@ Each client has a phantom of its own and plays it in rounds, as an impatient use
 box, undo, reset, a new session now and then. The mask after every step is held against that of a
 local session that played the same steps alone, bit for bit. The phantoms lie in memory as a volume
 read from a file does, since resampling rounds by memory order.
-`--model` is a name or a .safetensors file; a small model makes for more clicks a minute.
+`--kill-every` ends the engine's process now and then, as a crash would: requests in it are told so
+and asked again, and no mask may differ for that. `--model` is a name or a .safetensors file; a small
+model makes for more clicks a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import random
+import signal
 import statistics
 import sys
 import threading
@@ -25,10 +30,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import facts, resident_mib, server, write
+from serving import engine_pid, facts, resident_mib, server, write
 
 from fastsam3d.client import RemoteSession
-from fastsam3d.errors import ServerBusyError
+from fastsam3d.errors import EngineCrashedError, ServerBusyError
 from fastsam3d.prompts import Box, Point
 from fastsam3d.session import Session
 from fastsam3d.volume import Geometry, Volume
@@ -47,6 +52,8 @@ class Tally:
 
     answers: int = 0
     busy: int = 0
+    crashed: int = 0
+    kills: int = 0
     sessions: int = 0
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -157,6 +164,16 @@ def client(
             time.sleep(0.5)
 
 
+def persist(session: RemoteSession, step: Step, tally: Tally) -> Any:
+    """Do one step, again where the engine ended within it."""
+    while True:
+        try:
+            return apply(session, step)
+        except EngineCrashedError:
+            with tally.lock:
+                tally.crashed += 1
+
+
 def play_round(
     session: RemoteSession, which: int, rng: random.Random, expected: Expected, tally: Tally
 ) -> None:
@@ -167,7 +184,7 @@ def play_round(
             continue
         done = done[:-1] if step[0] == "undo" else (*done, step)
         start = time.perf_counter()
-        answer = apply(session, step)
+        answer = persist(session, step, tally)
         took_ms = (time.perf_counter() - start) * 1e3
         told, alone = packed(answer), expected.mask(which, done)
         with tally.lock:
@@ -196,9 +213,14 @@ def soak(args: argparse.Namespace, url: str, pid: int) -> dict[str, Any]:
     for thread in threads:
         thread.start()
     memory: list[float] = []
+    kill_at = time.monotonic() + args.kill_every if args.kill_every else math.inf
     while any(thread.is_alive() for thread in threads):
         memory.append(resident_mib(pid))
         time.sleep(SAMPLE_S)
+        if time.monotonic() > kill_at and (engine := engine_pid(pid)):
+            os.kill(engine, signal.SIGKILL if tally.kills % 2 else signal.SIGSEGV)
+            tally.kills += 1
+            kill_at = time.monotonic() + args.kill_every
     third = max(1, len(memory) // 3)
     middle, last = memory[third : 2 * third] or memory, memory[-third:]
     ordered = sorted(tally.latencies_ms) or [0.0]
@@ -210,6 +232,8 @@ def soak(args: argparse.Namespace, url: str, pid: int) -> dict[str, Any]:
         "wrong_masks": len(tally.wrong),
         "first_wrong": tally.wrong[:5],
         "refused_as_busy": tally.busy,
+        "engine_kills": tally.kills,
+        "requests_told_of_a_crash": tally.crashed,
         "errors": len(tally.errors),
         "first_errors": tally.errors[:5],
         "latency_ms_p50": round(statistics.median(ordered), 1),
@@ -227,6 +251,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--model", default="hr_s")
+    parser.add_argument("--kill-every", type=float, default=0.0, metavar="S")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

@@ -35,10 +35,33 @@ def server(*words: str) -> Generator[tuple[str, int]]:
 
 
 def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process, in MiB (Linux)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    """Return the resident memory of a process and its children, in MiB (Linux).
+
+    What they share is counted for each.
+    """
+    return sum(_resident_kib(one) for one in (pid, *children(pid))) / 1024
+
+
+def _resident_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # It has just ended.
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children (Linux)."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(word) for text in lists for word in text.split()]
+
+
+def engine_pid(pid: int) -> int | None:
+    """Return the process id of a server's engine; None while it has none (Linux)."""
+    for child in children(pid):
+        if b"engine_child" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return child
+    return None
 
 
 def facts() -> dict[str, Any]:
