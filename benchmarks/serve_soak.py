@@ -7,8 +7,8 @@ box, undo, reset, a new session now and then. The mask after every step is held 
 local session that played the same steps alone, bit for bit. The phantoms lie in memory as a volume
 read from a file does, since resampling rounds by memory order.
 `--kill-every` ends the engine's process now and then, as a crash would: requests in it are told so
-and asked again, and no mask may differ for that. `--model` is a name or a .safetensors file; a small
-model makes for more clicks a minute.
+and asked again, and no mask may differ for that. `--model` is a name or a .safetensors file; a
+small model makes for more clicks a minute.
 """
 
 from __future__ import annotations
