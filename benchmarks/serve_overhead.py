@@ -5,13 +5,16 @@
 The server is a process of its own on loopback, with as many threads as the local session; both
 answer the same clicks in turn. A click through the server holds everything that a program waits
 for: the request, the queue, the answer, and the mask unpacked. `overhead_ms` is that round trip
-less the server's own `encode_ms` and `click_ms`.
+less the server's own `encode_ms` and `click_ms`; what the engine's own process costs is in the
+latter, and told by a run with ``--in-process``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import statistics
 import sys
 import time
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import facts, server, write
+from serving import children, engine_pid, facts, own_mib, server, write
 
 from fastsam3d.client import RemoteSession
 from fastsam3d.io import read_volume
@@ -32,6 +35,8 @@ from fastsam3d.session import Session
 if TYPE_CHECKING:
     from fastsam3d.segmenter import Prediction
     from fastsam3d.volume import Volume
+
+CRASHES = 3
 
 
 def clicks(volume: Volume, first: list[int], count: int, rng: np.random.Generator) -> list[Point]:
@@ -100,6 +105,28 @@ def play(volume: Volume, first: list[int], args: argparse.Namespace, url: str) -
     }
 
 
+def after_crash(volume: Volume, first: list[int], url: str, pid: int) -> float:
+    """Return the milliseconds of a click whose engine has just ended: a start and an encoding."""
+    with RemoteSession(url) as remote:
+        remote.set_volume(volume)
+        remote.add_point(Point.voxel(first))
+        engine = engine_pid(pid)
+        if engine is None:
+            raise RuntimeError("The server has no process for its engine.")
+        os.kill(engine, signal.SIGKILL)
+        while not is_ended(engine):
+            time.sleep(0.001)
+        return timed(remote, Point.voxel(np.add(first, 1).tolist()))[0]
+
+
+def is_ended(pid: int) -> bool:
+    """Whether a process has ended, though its parent has not looked yet (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
+
+
 def main() -> None:
     """Run and record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -118,8 +145,17 @@ def main() -> None:
     first = [int(part) for part in args.point.split(",")]
     process = "--no-engine-process" if args.in_process else "--engine-process"
     record |= {"engine_process": not args.in_process}
-    with server("--model", args.model, "--threads", str(args.threads), process) as (url, _):
-        write(record | play(volume, first, args, url), args.output)
+    with server("--model", args.model, "--threads", str(args.threads), process) as (url, pid):
+        record |= play(volume, first, args, url)
+        record["memory_mib"] = {
+            "server": round(own_mib(pid), 1),
+            "children": [round(own_mib(child), 1) for child in children(pid)],
+        }
+        if not args.in_process:
+            record["first_click_after_a_crash_ms"] = [
+                round(after_crash(volume, first, url, pid), 1) for _ in range(CRASHES)
+            ]
+        write(record, args.output)
 
 
 if __name__ == "__main__":

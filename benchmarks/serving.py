@@ -39,15 +39,16 @@ def resident_mib(pid: int) -> float:
 
     What they share is counted for each.
     """
-    return sum(_resident_kib(one) for one in (pid, *children(pid))) / 1024
+    return sum(own_mib(one) for one in (pid, *children(pid)))
 
 
-def _resident_kib(pid: int) -> int:
+def own_mib(pid: int) -> float:
+    """Return the resident memory of one process, in MiB (Linux)."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:  # It has just ended.
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def children(pid: int) -> list[int]:
