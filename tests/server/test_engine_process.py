@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from fastsam3d.client import RemoteSession
-from fastsam3d.errors import ConfigError, EngineCrashedError, ServerBusyError, WireError
+from fastsam3d.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineCrashedError,
+    ServerBusyError,
+    WireError,
+)
 from fastsam3d.server import arena
 from fastsam3d.server.app import create_app
+from fastsam3d.server.engine_process import EngineProcess
 from fastsam3d.server.settings import ServerSettings
 from fastsam3d.session import Predictor, Session
 from tests.server.conftest import in_process, run_live
@@ -161,6 +168,26 @@ def test_a_pass_has_its_time(engine, orders):
         engine.decode_masks(embedding, points, labels)
     with pytest.raises(EngineCrashedError, match="started anew"):
         engine.decode_masks(embedding, points, labels)
+
+
+def test_an_engine_that_cannot_start_is_tried_again(tmp_path):
+    weights, image = tmp_path / "weights", torch.zeros(1, 1, 32, 32, 32)
+    weights.touch()
+    engine = EngineProcess("tests.server.bad_children:light_engine", {"weights": str(weights)})
+    weights.unlink()
+    engine._child.kill()
+    engine.tend()
+    with pytest.raises(CheckpointError, match="weights are gone"):
+        engine.encode_image(image)
+    assert engine.is_down
+    weights.touch()
+    engine._child._process.wait()
+    engine.tend()
+    assert engine.is_down
+    engine.tend()
+    assert not engine.is_down
+    assert engine.encode_image(image).image_size == 32
+    engine.close()
 
 
 def test_the_engine_has_a_process_where_that_costs_little(monkeypatch):

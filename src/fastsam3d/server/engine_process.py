@@ -134,14 +134,22 @@ class EngineProcess:
         self._losses.listeners.append(listener)
 
     def tend(self) -> None:
-        """Start the child again if it has ended, and let it forget what nobody needs."""
+        """Start the child again if it has ended, and let it forget what nobody needs.
+
+        Waits for the start if the one before failed.
+        """
         if not self._child.is_alive:
             self._replace("ended while it was idle")
-        elif self._free:
-            try:
+            return
+        try:
+            if self._losses.is_down and self._child.facts:
+                self._losses.is_down = False
+            elif self._free:
                 self._child.tell({"free": self._freed()})
-            except ChildDiedError as error:
-                self._replace(error.why)
+        except ChildDiedError as error:
+            self._replace(error.why)
+        except FastSAM3DError:
+            logger.exception("The engine cannot be started; trying again in a while.")
 
     def encode_image(self, image: Tensor) -> ImageEmbedding:
         """Embed ROIs, shape (B, 1, I, J, K).
@@ -210,7 +218,7 @@ class EngineProcess:
             self._replace(error.why)
             raise _crashed(error) from error
         except FastSAM3DError:
-            self._losses.is_down = not self._child.is_alive
+            self._losses.is_down = not self._child.has_started
             raise
         self._losses.is_down = False
         return answer
