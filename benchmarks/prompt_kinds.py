@@ -112,11 +112,21 @@ ARMS: dict[str, Arm] = {
         "slice box",
         {
             "no box": {"boxes_first_mask": False},
+            "no candidates": {"candidate_margin": 1.0},
+            "no box, no candidates": {"boxes_first_mask": False, "candidate_margin": 1.0},
             "fitted to 0.45": FITTED,
             "2 points": {"slice_box_corrections": 2},
         },
     ),
-    **_arms("lasso", {"no box": {"boxes_first_mask": False}, "fitted to 0.45": FITTED}),
+    **_arms(
+        "lasso",
+        {
+            "no box": {"boxes_first_mask": False},
+            "no candidates": {"candidate_margin": 1.0},
+            "no box, no candidates": {"boxes_first_mask": False, "candidate_margin": 1.0},
+            "fitted to 0.45": FITTED,
+        },
+    ),
     **_arms(
         "scribble",
         {

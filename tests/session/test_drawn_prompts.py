@@ -8,7 +8,7 @@ from fastsam3d.prompts import Box, Lasso, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.session.drawn_rounds import DrawnPolicy
 from fastsam3d.session.evidence import apply_evidence
-from fastsam3d.volume import Region
+from fastsam3d.volume import Geometry, Region, Volume
 from tests.session.phantoms import BrightModel, ball_truth, ball_volume, dice
 
 VOLUME = ball_volume()
@@ -84,6 +84,18 @@ def test_a_drawing_on_a_slice_becomes_a_box_as_deep_as_what_its_middle_gave(prom
     np.testing.assert_allclose((low[:2], high[:2]), [(19, 19), (41, 41)], atol=0.01)
     depth = np.flatnonzero(TRUTH.any(axis=(0, 1)))
     np.testing.assert_allclose((low[2], high[2]), (depth[0], depth[-1] + 1), atol=1)
+
+
+def test_the_slice_of_a_drawing_is_the_same_from_every_frame_of_a_turned_scan() -> None:
+    affine = np.array([[0, 0, -1.0, 60], [1, 0, 0, 3], [0, 1, 0, 5], [0, 0, 0, 1]])
+    volume = Volume(VOLUME.array, Geometry(VOLUME.shape, affine))
+    session = Session(Predictor(BrightModel()), policy=ScalePolicy(max_growths=1))
+    session.set_volume(volume)
+    expected = session.add(AROUND).mask.array
+    world = volume.geometry.voxel_to_world(list(AROUND.outline))
+    session.reset()
+    found = session.add(Lasso.world(world, "RAS", axis=0)).mask.array
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_nobody_drew_that_box_so_later_prompts_go_without_it() -> None:

@@ -27,18 +27,19 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from fastsam3d.prompts import Box, Lasso, Painted, Point, PromptSet, Scribble, SliceBox
+from fastsam3d.prompts.frames import voxel_axis
 from fastsam3d.session.evidence import apply_evidence
 from fastsam3d.session.history import BUDGET_WARNING, RoundHint
 from fastsam3d.session.middle import depth_mm, middle_voxel
 from fastsam3d.session.object_mask import ObjectMask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from fastsam3d.session.history import RoundState
-    from fastsam3d.volume import Geometry
+    from fastsam3d.volume import Geometry, Region
 
     Voxels = NDArray[np.int64]
 
@@ -84,6 +85,8 @@ class DrawnPolicy:
         smallest_part: A disagreement over less than this part of the drawing is left alone.
         boxes_first_mask: Tell the model the box of a first lasso or slice box: as wide as it was
             drawn, and as deep as the mask of its first point.
+        candidate_margin: Another of the model's candidates starts a lasso or slice box if it fits
+            the drawing better by more than this IoU; 1 asks for no candidates.
     """
 
     scribble_corrections: int = 2
@@ -93,6 +96,7 @@ class DrawnPolicy:
     scribble_reach: float = 1.4
     smallest_part: float = 0.01
     boxes_first_mask: bool = True
+    candidate_margin: float = 0.1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,6 +115,7 @@ class _Claim:
         extent_mm: How large the object is.
         axis: Across the slice of which the drawing tells the object's width; None where it does
             not.
+        is_box: Whether it tells the sides alone.
     """
 
     seed: Voxels
@@ -123,6 +128,7 @@ class _Claim:
     limit: int
     extent_mm: float | None = None
     axis: int | None = None
+    is_box: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,9 @@ def _play_drawn(
     warnings: tuple[str, ...] = ()
     played: list[RoundState] = []
     if state is None or state.roi is None:
-        hint = RoundHint(extent_mm=claim.extent_mm)
+        margin = policy.candidate_margin
+        fit = None if claim.axis is None or margin >= 1 else _fit_to(claim, claim.axis)
+        hint = RoundHint(extent_mm=claim.extent_mm, fit=fit, fit_margin=margin)
         # The latest point is where the model looks.
         voxels = [*claim.others.tolist(), claim.seed.tolist()]
         points = [Point.voxel(voxel, positive=claim.is_positive) for voxel in voxels]
@@ -235,10 +243,36 @@ def _spent_ms(played: list[RoundState]) -> float:
     return sum(one.work_ms for one in played)
 
 
+def _fit_to(claim: _Claim, axis: int) -> Callable[[Region, NDArray[np.uint8]], float]:
+    """Return what tells how well a mask fits a drawing on its slice, 0 to 1."""
+    plane = [a for a in range(3) if a != axis]
+    number, drawn = int(claim.drawn[0, axis]), claim.drawn[:, plane]
+    low, high = drawn.min(axis=0), drawn.max(axis=0) + 1
+    inside = np.zeros(high - low, np.bool_)
+    inside[tuple((drawn - low).T)] = True
+
+    def fit(region: Region, mask: NDArray[np.uint8]) -> float:
+        if not region.start[axis] <= number < region.stop[axis]:
+            return 0.0
+        found = np.argwhere(mask.take(number - region.start[axis], axis))
+        if not len(found):
+            return 0.0
+        found += np.array(region.start)[plane]
+        if claim.is_box:
+            first, last = found.min(axis=0), found.max(axis=0) + 1
+            shared = np.clip(np.minimum(last, high) - np.maximum(first, low), 0, None).prod()
+            return float(shared / ((last - first).prod() + inside.size - shared))
+        near = found[np.all((found >= low) & (found < high), axis=1)]
+        shared = np.count_nonzero(inside[tuple((near - low).T)])
+        return float(shared / (len(found) + len(drawn) - shared))
+
+    return fit
+
+
 def _box_of_first_mask(state: RoundState, claim: _Claim) -> Box | None:
     """Return the box that is as wide as a drawing and as deep as what a mask has under it."""
     axis = claim.axis
-    if axis is None or not claim.is_positive:
+    if axis is None:
         return None
     low, high = claim.drawn.min(axis=0), claim.drawn.max(axis=0) + 1
     mask = ObjectMask.of(state.prediction)
@@ -307,6 +341,7 @@ def _claim(
         limit=policy.slice_box_corrections,
         extent_mm=_extent_mm(inside, geometry),
         axis=moved.axis,
+        is_box=True,
     )
 
 
@@ -319,12 +354,15 @@ def _lasso_claim(prompt: Lasso | Painted, geometry: Geometry, policy: DrawnPolic
         drawn=voxels,
         limit=policy.lasso_corrections,
         extent_mm=_extent_mm(voxels, geometry),
-        axis=prompt.axis if isinstance(prompt, Lasso) else prompt.lasso_axis,
     )
     if not prompt.positive:
         return replace(claim, outside=voxels)
+    axis = prompt.lasso_axis if isinstance(prompt, Painted) else None
+    if isinstance(prompt, Lasso):
+        axis = voxel_axis(prompt.axis, prompt.frame, geometry)
     return replace(
         claim,
+        axis=axis,
         inside=voxels[depth >= WELL_INSIDE * depth.max()],
         outside=prompt.outside(geometry),
         margin_mm=WELL_OUTSIDE * float(depth.max()),

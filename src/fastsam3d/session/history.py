@@ -10,13 +10,16 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.prompts import PromptSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fastsam3d.preprocess.roi import Roi
     from fastsam3d.segmenter import Prediction
     from fastsam3d.session.mosaic import Mosaic
+    from fastsam3d.volume import Region
 
 DEFAULT_STATE_BYTES: Final = 512 * 2**20
 """About sixty rounds of a model with logits of 128^3."""
@@ -29,10 +32,15 @@ class RoundHint:
     Attributes:
         spent_ms: Estimated work that the prompt has taken already.
         extent_mm: How large the object is where it was drawn; None where nobody said.
+        fit: How well a mask in a box of the volume fits what was drawn, 0 to 1; None where nobody
+            can tell.
+        fit_margin: Another of the model's candidates answers where it fits better by more.
     """
 
     spent_ms: float = 0.0
     extent_mm: float | None = None
+    fit: Callable[[Region, NDArray[np.uint8]], float] | None = None
+    fit_margin: float = 1.0
 
 
 BUDGET_WARNING: Final = (

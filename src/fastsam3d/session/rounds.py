@@ -34,7 +34,7 @@ from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -190,6 +190,8 @@ class Round:
         best = max(looks, key=lambda look: look.score)
         if self._prompts.boxes and not len(positives):
             best = self._recentred(best, self._prompts.boxes[-1])
+        elif self.hint.fit is not None and self._affords(best.roi):
+            best = self._better_fit(best, self._prompts, self._fit_to_drawing, self.hint.fit_margin)
         return self._grow(self._refine_often(best, self.policy.max_refinements))
 
     def _recentred(self, look: Look, box: Box) -> Look:
@@ -213,26 +215,36 @@ class Round:
         (encoded,) = self._encode([roi])
         look = self._look(roi, encoded, None, prompts=prompts)
         if self.policy.box_margin < 1 and self._affords(roi):
-            look = self._fitting_box(look, encoded, prompts)
+            look = self._better_fit(look, prompts, self._fit_to_box, self.policy.box_margin)
         for _ in range(self.policy.box_repeats):
             if look.extent.is_empty or not self._affords(roi):
                 break
             look = self._look(roi, encoded, look.decoded.prompt_logits, prompts=prompts)
         return look
 
-    def _fitting_box(self, look: Look, encoded: EncodedRoi, prompts: PromptSet) -> Look:
-        """Return another candidate of a look if its sides agree much better with the box.
+    def _fit_to_box(self, look: Look) -> float:
+        box = self._prompts.boxes[-1]
+        return scale.box_agreement(box, self.volume.geometry, look.roi, look.extent)
 
-        Of a ring's box the model may have taken the hole.
+    def _fit_to_drawing(self, look: Look) -> float:
+        if self.hint.fit is None:
+            return 0.0
+        return self.hint.fit(*paste_logits(look.decoded.logits, self.volume.geometry, look.roi))
+
+    def _better_fit(
+        self, look: Look, prompts: PromptSet, fit: Callable[[Look], float], margin: float
+    ) -> Look:
+        """Return another of the model's candidates if it fits what was drawn much better.
+
+        Of a ring's box the model may have taken the hole, of a lasso's organ a part.
         """
-        geometry, box = self.volume.geometry, prompts.boxes[-1]
-        seen = prompts_in_roi(prompts, geometry, look.roi)
+        seen = prompts_in_roi(prompts, self.volume.geometry, look.roi)
         self._work_ms += self.policy.click_ms
-        found = self.predictor.decode_all(encoded, seen)
+        found = self.predictor.decode_all(self._encode([look.roi])[0], seen)
         others = [self._judged(look.roi, one, seen) for one in found]
-        fits = [scale.box_agreement(box, geometry, one.roi, one.extent) for one in (look, *others)]
-        best = max(range(len(others)), key=lambda n: fits[n + 1])
-        return others[best] if fits[best + 1] > fits[0] + self.policy.box_margin else look
+        fits = [fit(one) for one in others]
+        best = max(range(len(others)), key=fits.__getitem__)
+        return others[best] if fits[best] > fit(look) + margin else look
 
     def _next_look(self, before: RoundState, roi: Roi, newest: object) -> Look:
         """Look again with one more prompt, at the same place if everything fits in."""
