@@ -9,9 +9,40 @@ Shape legend: B batch, C channels, I J K grid axes.
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# How torch's layers draw their first weights.
+_DRAWS = frozenset(
+    (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
+)
+
+
+class without_random_weights(TorchFunctionMode):  # noqa: N801 - reads as a context
+    """Leave the weights of modules built within as the memory was, for those about to be loaded.
+
+    Drawing them takes as long as reading a file of weights, and touches as much memory again. Only
+    the thread that builds is affected.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call what is asked for, unless it draws random numbers into a tensor."""
+        given = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 class FeedForward(nn.Module):

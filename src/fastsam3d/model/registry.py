@@ -136,10 +136,12 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
         CheckpointError: The weights are damaged or do not fit their card.
     """
     from fastsam3d.model.checkpoint import check_fit, load_state  # noqa: PLC0415 (loads torch)
+    from fastsam3d.model.layers import without_random_weights  # noqa: PLC0415
 
     path = find_weights(name_or_path)
     state, card = load_state(path)
-    model = build_model(card.architecture)
+    with without_random_weights():
+        model = build_model(card.architecture)
     check_fit(model, state, path)
     # The tensors just read become the parameters; a copy would double time and memory.
     model.load_state_dict(state, strict=True, assign=True)
