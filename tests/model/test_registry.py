@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastsam3d.errors import ConfigError, ModelNotFoundError
 from fastsam3d.model import registry
-from fastsam3d.model.checkpoint import save_checkpoint
+from fastsam3d.model.checkpoint import load_state, save_checkpoint
 from fastsam3d.model.config import DEFAULT_MODEL, MODEL_CONFIGS
+from fastsam3d.model.layers import without_random_weights
 from fastsam3d.model.registry import (
     build_model,
     create_model,
@@ -105,3 +107,17 @@ def test_listing_and_describing_do_not_load_torch() -> None:
         "describe_models(); describe_model('hr_b'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_gives_the_files_weights_and_draws_none_first(package_weights: Path) -> None:
+    loaded = load_model("sam_med3d_b").state_dict()
+    state, _ = load_state(package_weights)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    before = torch.random.get_rng_state()
+    with without_random_weights():
+        torch.nn.Linear(3, 3)
+        torch.nn.Embedding(3, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.nn.Linear(3, 3)
+    assert not torch.equal(torch.random.get_rng_state(), before)

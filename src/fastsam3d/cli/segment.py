@@ -141,7 +141,8 @@ def segment(
 def _read(image: Path, time: int | None) -> Volume:
     from fastsam3d.io import read_volume
 
-    return read_volume(image, time=time)
+    # Of a large scan, one answer looks at the surroundings of its prompts only.
+    return read_volume(image, time=time, in_scratch=True)
 
 
 def _load(engine: EngineOptions) -> Session:

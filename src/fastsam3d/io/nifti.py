@@ -9,7 +9,14 @@ import numpy as np
 
 from fastsam3d.errors import VolumeReadError
 from fastsam3d.io.nifti_header import DTYPE_NAMES, byte_order, make_header, read_header
-from fastsam3d.io.streams import check_announced, fill, gzip_writer, is_gzip, open_inflated
+from fastsam3d.io.streams import (
+    check_announced,
+    fill,
+    fill_scratch,
+    gzip_writer,
+    is_gzip,
+    open_inflated,
+)
 from fastsam3d.io.times import chosen_times
 from fastsam3d.volume import SourceHeader, Volume
 
@@ -25,17 +32,20 @@ if TYPE_CHECKING:
 MAX_TRAILING_BYTES: Final = 4096
 """Some writers pad a file to a block; more data than this means that the header is wrong."""
 WRITABLE_DTYPES: Final = frozenset(np.dtype(name) for name in DTYPE_NAMES.values())
+MIN_SCRATCH_BYTES: Final = 2**25
+"""Smaller volumes are always read into memory."""
 _SKIP_BYTES: Final = 2**20
 # Of arrays with k fastest, this many bytes lie side by side in a line of the cache.
 _SLICES_AT_ONCE: Final = 64
 
 
-def read_nifti(path: Path, times: Times = None) -> tuple[Volume, ...]:
+def read_nifti(path: Path, times: Times = None, *, in_scratch: bool = False) -> tuple[Volume, ...]:
     """Read volumes of one NIfTI file.
 
     Args:
         path: File of NIfTI-1 or -2, plain or gzip, in either byte order.
         times: Which volumes along the fourth axis, see `times.chosen_times`.
+        in_scratch: As `read.read_volume`.
 
     Returns:
         The volumes in the file's voxel order and dtype (float32 where the header scales the
@@ -54,7 +64,11 @@ def read_nifti(path: Path, times: Times = None) -> tuple[Volume, ...]:
         check_announced(total, path.stat().st_size, is_compressed=is_gzip(path))
         _skip(stream, header.offset - len(header.raw))
         num_before = _skip(stream, chosen.start * num_bytes)
-        data = fill(stream, np.empty(num_bytes * len(chosen), dtype=np.uint8).data)
+        wanted = num_bytes * len(chosen)
+        if in_scratch and wanted >= MIN_SCRATCH_BYTES and _is_kept_as_stored(header):
+            data = fill_scratch(stream, wanted)
+        else:
+            data = fill(stream, np.empty(wanted, dtype=np.uint8).data)
         num_after = _skip(stream, (header.num_times - chosen.stop) * num_bytes)
         num_read = num_before + len(data) + num_after
         if num_read < total:
@@ -66,6 +80,12 @@ def read_nifti(path: Path, times: Times = None) -> tuple[Volume, ...]:
         _check_end(stream, total)
     flat = np.frombuffer(data, dtype=header.dtype).reshape(len(chosen), -1)
     return tuple(_volume(part, header) for part in flat)
+
+
+def _is_kept_as_stored(header: NiftiHeader) -> bool:
+    # Other volumes are computed as a whole, and checking floats looks at every voxel.
+    is_scaled = (header.slope, header.intercept) != (1.0, 0.0)
+    return header.dtype.isnative and header.dtype.kind in "iu" and not is_scaled
 
 
 def _volume(flat: NDArray[Any], header: NiftiHeader) -> Volume:

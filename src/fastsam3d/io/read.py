@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def read_volume(
-    path: str | PathLike[str], *, series_uid: str | None = None, time: int | None = None
+    path: str | PathLike[str],
+    *,
+    series_uid: str | None = None,
+    time: int | None = None,
+    in_scratch: bool = False,
 ) -> Volume:
     """Read one 3-D scalar volume.
 
@@ -31,6 +35,9 @@ def read_volume(
         path: File, or DICOM folder.
         series_uid: SeriesInstanceUID to read of a folder that holds several.
         time: Time point to read of a 4-D file, from 0; a DICOM folder holds one volume.
+        in_scratch: Whether the voxels may lie in a nameless file in the folder for temporary files
+            that is mapped into memory, so that only those looked at take memory. Done for large
+            NIfTI files of integers where that folder has room; the values are the same.
 
     Returns:
         Voxels in the file's own i, j, k order and dtype (float32 where the file scales them,
@@ -41,7 +48,7 @@ def read_volume(
             time point chosen, or a DICOM series with missing, doubled or differing slices.
         GeometryError: Singular, NaN or otherwise impossible geometry.
     """
-    return _read_named(Path(path), series_uid, time)[0]
+    return _read_named(Path(path), series_uid, time, in_scratch=in_scratch)[0]
 
 
 def read_time_points(path: str | PathLike[str]) -> tuple[Volume, ...]:
@@ -60,9 +67,11 @@ def read_time_points(path: str | PathLike[str]) -> tuple[Volume, ...]:
     return _read_named(Path(path), None, Every.TIME)
 
 
-def _read_named(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...]:
+def _read_named(
+    path: Path, series_uid: str | None, times: Times, *, in_scratch: bool = False
+) -> tuple[Volume, ...]:
     try:
-        return _read(path, series_uid, times)
+        return _read(path, series_uid, times, in_scratch=in_scratch)
     except (GeometryError, VolumeReadError) as error:
         message = f"Cannot read {path.name!r}: {error}"
         raise type(error)(message) from error
@@ -89,7 +98,9 @@ def read_mask(path: str | PathLike[str]) -> Mask:
         raise VolumeReadError(message) from error
 
 
-def _read(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...]:
+def _read(
+    path: Path, series_uid: str | None, times: Times, *, in_scratch: bool
+) -> tuple[Volume, ...]:
     # SimpleITK and pydicom are loaded only for the formats that need them: 0.3 s each.
     if path.is_dir():
         from fastsam3d.io.dicom import read_series  # noqa: PLC0415
@@ -103,7 +114,7 @@ def _read(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...
     try:
         kind = sniff(path)
         if kind == "nifti":
-            return read_nifti(path, times)
+            return _read_nifti(path, times, in_scratch=in_scratch)
         if kind == "dicom":
             message = "One DICOM file is not a volume; give the folder of its series."
             raise VolumeReadError(message)
@@ -113,3 +124,13 @@ def _read(path: Path, series_uid: str | None, times: Times) -> tuple[Volume, ...
     except OSError as error:
         message = f"The system refused to read it ({error.strerror or error}); check its rights."
         raise VolumeReadError(message) from error
+
+
+def _read_nifti(path: Path, times: Times, *, in_scratch: bool) -> tuple[Volume, ...]:
+    try:
+        return read_nifti(path, times, in_scratch=in_scratch)
+    except OSError:
+        if not in_scratch:
+            raise
+        # No room, or no right to write there: memory will do.
+        return read_nifti(path, times)

@@ -7,6 +7,8 @@ against what the file on disk can possibly hold.
 from __future__ import annotations
 
 import gzip
+import mmap
+import tempfile
 import zlib
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -137,6 +139,36 @@ def fill(stream: BinaryIO, buffer: bytearray | memoryview) -> memoryview:
         message = f"Compressed data is damaged or truncated ({error}); copy or download it again."
         raise VolumeReadError(message) from error
     return view[:filled]
+
+
+def fill_scratch(stream: BinaryIO, num_bytes: int) -> memoryview:
+    """Read as `fill` into a file without a name, and return it mapped into memory.
+
+    Only what is looked at later takes the process's memory, and the system may take that back. The
+    file is in the folder for temporary files and is gone with the last look at it, however the
+    process ends.
+
+    Args:
+        stream: As `fill`.
+        num_bytes: How many bytes to read at most.
+
+    Returns:
+        What was read; it may be changed, which changes no file.
+
+    Raises:
+        VolumeReadError: As `fill`.
+        OSError: The folder is full or may not be written.
+    """
+    piece = bytearray(_PIECE_BYTES)
+    left = num_bytes
+    with tempfile.TemporaryFile(prefix="fastsam3d-", buffering=0) as scratch:
+        while left and (part := fill(stream, memoryview(piece)[: min(left, len(piece))])):
+            while part:  # a file may take less than it was given
+                written = cast("Any", scratch).write(part)
+                part, left = part[written:], left - written
+        if left == num_bytes:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(scratch.fileno(), num_bytes - left, access=mmap.ACCESS_COPY))
 
 
 def check_gzip(raw: BinaryIO, max_bytes: int) -> None:

@@ -112,8 +112,8 @@ class PyramidEncoder(nn.Module):
 
     def _pyramid(self, image_B1IJK: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         # One voxel of padding lets the 2^3 kernel on the half grid see [2n - 1, 2n + 2] at 2n.
-        padded = functional.pad(self.focus(image_B1IJK), (1,) * 6)
-        full = self.stem(space_to_depth(padded))
+        # No name for the input in between: each has 26 MiB, which the stem then need not find anew.
+        full = self.stem(space_to_depth(functional.pad(self.focus(image_B1IJK), (1,) * 6)))
         half = self.res2(self.norm1.activated_conv(full, self.down2))
         quarter = self.res4(self.down4(half))
         eighth = self.res8(self.down8(quarter))
