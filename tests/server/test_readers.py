@@ -70,6 +70,7 @@ def test_what_is_read_there_is_what_is_read_here(readers, nrrd):
     assert found.array.flags.f_contiguous == expected.array.flags.f_contiguous
     assert (found.geometry, found.source) == (expected.geometry, expected.source)
     np.testing.assert_array_equal(readers.mask(nrrd).array, read_mask(nrrd).array)
+    assert os.fstat(readers._idle[0]._from.fd).st_size == 0
 
 
 def test_a_compressed_series_is_read_by_the_one_process_that_is_kept(readers, tmp_path):

@@ -74,6 +74,11 @@ class Arena:
             for place in places
         ]
 
+    def clear(self) -> None:
+        """Give the memory back; what was read must not be looked at any more."""
+        self._map = None
+        os.ftruncate(self.fd, 0)
+
     def close(self) -> None:
         """Give the memory back; views keep theirs."""
         self._map = None

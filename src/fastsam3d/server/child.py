@@ -121,6 +121,10 @@ class Child:
         value = cast("dict[str, Any]", _value(message))
         return value, self._from.read(message["arrays"])
 
+    def forget(self) -> None:
+        """Give back the memory of the latest answer, whose arrays must not be used any more."""
+        self._from.clear()
+
     def tell(self, request: dict[str, Any]) -> None:
         """Say something that has no answer.
 

@@ -115,7 +115,9 @@ class Readers:
             with self._child() as child:
                 facts, (view,) = child.call(request, timeout_s=timeout_s)
                 # Kept in the order in memory that the reader chose.
-                return facts, view.copy(order="K")
+                array = view.copy(order="K")
+                child.forget()
+                return facts, array
         except ChildDiedError as error:
             message = (
                 f"The file could not be read, the process that tried {error.why}; it may be "
