@@ -112,8 +112,7 @@ ARMS: dict[str, Arm] = {
         "slice box",
         {
             "no box": {"boxes_first_mask": False},
-            "no candidates": {"candidate_margin": 1.0},
-            "no box, no candidates": {"boxes_first_mask": False, "candidate_margin": 1.0},
+            "candidates by 0.1": {"candidate_margin": 0.1},
             "fitted to 0.45": FITTED,
             "2 points": {"slice_box_corrections": 2},
         },
@@ -122,8 +121,7 @@ ARMS: dict[str, Arm] = {
         "lasso",
         {
             "no box": {"boxes_first_mask": False},
-            "no candidates": {"candidate_margin": 1.0},
-            "no box, no candidates": {"boxes_first_mask": False, "candidate_margin": 1.0},
+            "candidates by 0.1": {"candidate_margin": 0.1},
             "fitted to 0.45": FITTED,
         },
     ),

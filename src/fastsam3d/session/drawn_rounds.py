@@ -96,7 +96,7 @@ class DrawnPolicy:
     scribble_reach: float = 1.4
     smallest_part: float = 0.01
     boxes_first_mask: bool = True
-    candidate_margin: float = 0.1
+    candidate_margin: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
