@@ -8,6 +8,7 @@ import pytest
 import SimpleITK
 from PIL import Image
 
+from fastsam3d.errors import EngineCrashedError
 from fastsam3d.io import read_volume
 from fastsam3d.io.write import write_volume
 from fastsam3d.volume import Geometry, Volume
@@ -50,8 +51,13 @@ def scan(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address():
-    with serving(toy_app(port=0, max_sessions=8)) as address:
+def app():
+    return toy_app(port=0, max_sessions=8)
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    with serving(app) as address:
         yield address
 
 
@@ -453,11 +459,29 @@ def test_in_software_a_click_is_drawn_once_with_its_mask(page):
 def test_an_answer_that_does_not_come_leaves_the_slices_where_one_clicked(page):
     x, y = stage_position(page, "axial", FIRST)
     page.evaluate(f"""() => {{
-        globalThis.shown = false;
-        {APP}.api.request = () => new Promise(() => {{}});
-        {APP}.view.addEventListener("drawn", () => {{ globalThis.shown = true; }}, {{ once: true }});
+        globalThis.lateDraws = 0;
+        {APP}.api.request = () => new Promise((_, fail) => {{ globalThis.giveUp = fail; }});
+        {APP}.view.addEventListener("drawn", () => {{ globalThis.lateDraws += 1; }});
     }}""")
     page.mouse.click(x + 2, y)
-    until(page, "globalThis.shown", timeout_s=5)
+    until(page, "globalThis.lateDraws === 1", timeout_s=5)
     page.evaluate(f"delete {APP}.api.request")
-    page.evaluate(f"{APP}.store.set({{ pending: [] }})")
+    page.evaluate("globalThis.giveUp(new Error('no answer'))")
+    until(page, IDLE)
+
+
+def test_a_crash_of_the_engine_is_told_and_the_next_click_works(page, app):
+    model = app.state.host.predictor.model
+    decode = model._model.decode_masks
+
+    def crash(*_args, **_options):
+        model._model.decode_masks = decode
+        raise EngineCrashedError("The engine's process ended (SIGSEGV) within this request.")
+
+    model._model.decode_masks = crash
+    x, y = stage_position(page, "axial", FIRST)
+    page.mouse.click(x, y)
+    page.get_by_text("The computation broke off").wait_for()
+    until(page, IDLE)
+    click_voxel(page, "axial", SECOND)  # The message lies over the first.
+    assert page.evaluate(f"{APP}.masks.size") == 1

@@ -113,6 +113,9 @@ class EngineProcess:
         except ChildDiedError as error:
             self._child.close()
             raise _crashed(error) from error
+        except FastSAM3DError:
+            self._child.close()
+            raise
 
     @property
     def pid(self) -> int:
