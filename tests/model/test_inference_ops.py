@@ -8,7 +8,14 @@ from torch import nn
 from torch.nn import functional
 
 from fastsam3d.model.config import HR_S
-from fastsam3d.model.inference_ops import GridNorm, PointwiseConv, activate, add_to, detail_sums
+from fastsam3d.model.inference_ops import (
+    GridNorm,
+    PointwiseConv,
+    activate,
+    add_to,
+    detail_sums,
+    enlarge,
+)
 from fastsam3d.model.registry import build_model
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -79,3 +86,12 @@ def test_inference_equals_the_path_that_training_takes() -> None:
     for a, b, c in zip(recorded, first, second, strict=True):
         torch.testing.assert_close(b, a.detach(), rtol=1e-4, atol=1e-5)
         assert torch.equal(b, c)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_enlarging_is_trilinear_interpolation(factor: int) -> None:
+    x = torch.randn(2, 3, 4, 6, 5)
+    expected = torch.nn.functional.interpolate(x, scale_factor=factor, mode="trilinear")
+    with torch.inference_mode():
+        torch.testing.assert_close(enlarge(x, factor), expected)
+    assert torch.equal(enlarge(x, factor), expected), "training takes the library's"

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastsam3d.model.config import ModelConfig
 from fastsam3d.model.hr_layers import (
@@ -31,9 +30,12 @@ from fastsam3d.model.inference_ops import (
     activate,
     add_to,
     detail_sums,
+    enlarge,
+    is_plain_inference,
     weighted_sums,
 )
 from fastsam3d.model.sparse_attention import choose_attention
+from fastsam3d.model.winograd import CubeConv
 
 NUM_MASKS = 4  # one for a settled prompt, three candidates for an ambiguous first click
 NUM_MAPS = 6  # positive and negative clicks at two radii, previous mask, box
@@ -94,7 +96,11 @@ class PromptMaps(nn.Module):
             balls = first[..., :, None, None] * falls[:, :, 1, None, :, None]
             return (balls * falls[:, :, 2, None, None, :]).amax(1)
         drawn: Tensor | None = None
+        # A point of another kind draws zeros, which change no maximum of what is not negative.
+        is_skipping = falls.device.type == "cpu" and is_plain_inference()
         for n in range(falls.shape[1]):  # a running maximum keeps one map in memory, not N
+            if is_skipping and not used_BN[:, n].any():
+                continue
             ball = (
                 first[:, n, :, None, None]
                 * falls[:, n, 1, None, :, None]
@@ -126,10 +132,10 @@ class PromptPyramid(nn.Module):
         deep, mid, fine = channels
         self.at2 = PointwiseConv(NUM_MAPS, fine, 1)
         self.down4 = nn.Conv3d(NUM_MAPS, 32, 2, stride=2)
-        self.conv4 = nn.Conv3d(32, 32, 3, padding=1)
+        self.conv4 = CubeConv(32, 32, 3, padding=1)
         self.at4 = PointwiseConv(32, mid, 1)
         self.down8 = nn.Conv3d(32, 64, 2, stride=2)
-        self.conv8 = nn.Conv3d(64, 64, 3, padding=1)
+        self.conv8 = CubeConv(64, 64, 3, padding=1)
         self.at8 = PointwiseConv(64, deep, 1)
         self.down16 = nn.Conv3d(64, token_dim, 2, stride=2)
 
@@ -273,7 +279,7 @@ class HighResDecoder(nn.Module):
         Exact inside the box but for its outermost voxels; outside, the rough logits stand.
         """
         side = rough.shape[-1]
-        whole = functional.interpolate(rough, scale_factor=4, mode="trilinear")
+        whole = enlarge(rough, 4)
         box = _box_of(rough[0, 0] > LIMIT_LOGIT, side)
         if box is None:
             return whole

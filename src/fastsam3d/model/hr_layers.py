@@ -16,6 +16,7 @@ from torch.nn import functional
 from fastsam3d.model.config import ModelConfig
 from fastsam3d.model.inference_ops import GridNorm, VoxelNorm, activate, add_to
 from fastsam3d.model.sparse_attention import Attend, choose_attention
+from fastsam3d.model.winograd import CubeConv
 
 NORM_GROUPS = 8
 ROPE_THETA = 100.0
@@ -32,7 +33,7 @@ class ResidualConv(nn.Module):
     def __init__(self, channels: int, *, local: bool = False) -> None:
         super().__init__()
         self.norm = grid_norm(channels, local=local)
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = CubeConv(channels, channels, 3, padding=1)
 
     def forward(self, x_BCIJK: Tensor) -> Tensor:
         """Return a tensor of the input's shape."""

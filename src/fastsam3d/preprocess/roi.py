@@ -178,9 +178,8 @@ def paste_logits(
     is_mask = logits_IJK > MASK_LOGIT_THRESHOLD
     taps: list[AxisTaps] = []
     ranges: list[tuple[int, int]] = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hits = np.flatnonzero(is_mask.sum(others).cpu().numpy())
+    for axis, is_hit in enumerate(_planes_with_any(is_mask)):
+        hits = np.flatnonzero(is_hit)
         if not hits.size:
             return Region((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), np.uint8)
         # Interpolation reaches one ROI voxel beyond the outermost foreground, no further.
@@ -275,6 +274,17 @@ def mask_to_logits(mask_IJK: NDArray[Any], geometry: Geometry, roi: Roi, *, size
     if step > 1:
         share = torch.nn.functional.avg_pool3d(share, step)
     return (2.0 * share[0, 0] - 1.0) * MASK_PROMPT_LOGIT
+
+
+def _planes_with_any(is_mask_IJK: Tensor) -> list[NDArray[np.bool_]]:
+    """Return for each axis which of its planes have any foreground."""
+    if is_mask_IJK.device.type != "cpu":
+        planes = ([a for a in range(3) if a != axis] for axis in range(3))
+        return [is_mask_IJK.sum(others).gt(0).cpu().numpy() for others in planes]
+    # numpy looks at many booleans at once, which torch counts one by one.
+    array = is_mask_IJK.numpy()
+    seen_JK: NDArray[np.bool_] = np.any(array, axis=0)
+    return [np.any(array, axis=(1, 2)), np.any(seen_JK, axis=1), np.any(seen_JK, axis=0)]
 
 
 def _cube_centres(size: int, step: float) -> NDArray[np.float64]:

@@ -93,14 +93,17 @@ def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
         clicks: Positive clicks in voxels of the logits, shape (N, 3).
 
     Returns:
-        The logits, unchanged where no click is in the mask.
+        The logits; the very same tensor where no click is in the mask or no other part there.
     """
     half = _halved((logits_IJK > MASK_LOGIT_THRESHOLD).cpu().numpy())
     seeds = _half_seeds(clicks, half.shape)
     seeds = seeds[half[tuple(seeds.T)]]
     if not len(seeds):
         return logits_IJK
-    part = _connected(half, seeds).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    part = _connected(half, seeds)
+    if np.array_equal(part, half):  # as most often
+        return logits_IJK
+    part = part.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     part = part[tuple(slice(length) for length in logits_IJK.shape)]
     is_other = torch.as_tensor(~part, device=logits_IJK.device) & (
         logits_IJK > MASK_LOGIT_THRESHOLD

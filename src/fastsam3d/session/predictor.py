@@ -319,7 +319,7 @@ class Predictor:
             by_channel = (num_sets, num_channels)
             logits = _combined(logits.reshape(*by_channel, *logits.shape[1:]), encoded.combination)
             quality = quality.reshape(*by_channel, -1).mean(1)
-        if not bool(logits.isfinite().all() & quality.isfinite().all()):
+        if not _all_finite(logits, quality):
             message = (
                 f"Model {self.model_id} returned logits that are not finite; its weights are "
                 "damaged, get them again."
@@ -360,6 +360,14 @@ def _own(embedding: ImageEmbedding, index: int) -> ImageEmbedding:
     return type(part)(
         part.tokens.clone(), tuple(skip.clone() for skip in part.skips), part.image_size
     )
+
+
+def _all_finite(logits: Tensor, quality: Tensor) -> bool:
+    # A sum is finite only where every term is: one pass, and no tensor of booleans. Only very
+    # large terms have none although they are finite.
+    if bool((logits.sum() + quality.sum()).isfinite()):
+        return True
+    return bool(logits.isfinite().all() & quality.isfinite().all())
 
 
 def _combined(logits_PCMSSS: Tensor, combination: Combination) -> Tensor:
