@@ -167,7 +167,8 @@ def enlarge(x_BCIJK: Tensor, factor: int) -> Tensor:
         return functional.interpolate(x_BCIJK, scale_factor=factor, mode="trilinear")
     in_i, in_j, in_k = (_enlarging(side, factor, x_BCIJK.dtype) for side in x_BCIJK.shape[2:])
     planes = in_j @ (x_BCIJK.contiguous() @ in_k.T)
-    return (in_i @ planes.flatten(3)).unflatten(3, planes.shape[3:])
+    cube = in_i @ planes.flatten(3)
+    return cube.view(*cube.shape[:3], *planes.shape[3:])
 
 
 def _enlarging(side: int, factor: int, dtype: torch.dtype) -> Tensor:
