@@ -1,17 +1,9 @@
 """What is being done, on stderr, so that stdout stays clean for results."""
 
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 
 @contextmanager
@@ -24,8 +16,17 @@ def show_progress(first: str) -> Generator[Callable[[str], None], None, None]:
     Yields:
         A function that replaces the text by the next step.
     """
+    if not sys.stderr.isatty():
+        yield _say_nothing  # rich would be silent too, and take 0.1 s to load
+        return
+    from rich.console import Console
+
     with Console(stderr=True).status(first) as status:
         yield status.update
+
+
+def _say_nothing(_: str) -> None:
+    return
 
 
 @contextmanager
@@ -38,6 +39,15 @@ def show_training(title: str) -> Generator[Callable[[dict[str, Any]], None], Non
     Yields:
         A function that takes the lines of the run's log, see `fastsam3d.train.runlog`.
     """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     from fastsam3d.train.runlog import Throughput
 
     rate = Throughput()
