@@ -1,19 +1,33 @@
-"""A hundred sessions take turns on one predictor, and none notices the others."""
+"""Many sessions take turns on one predictor, and none notices the others."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
+from fastsam3d.model.config import HR_S
+from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.prompts import Box
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.volume import Region
 from tests.session.phantoms import ball_volume, fake_predictor
 
-NUM_SESSIONS = 100
 # One look for each prompt.
 POLICY = ScalePolicy(spacings_mm=(1.0,), max_growths=0, max_tiles=0)
 VOLUMES = [
     ball_volume(shape=(28, 30, 26), centre_mm=(14.2, 15.1, 13.0), radius_mm=radius)
     for radius in (3.0, 5.5)
 ]
+
+
+def decoding_predictor() -> Predictor:
+    """The default engine of a CPU with a toy of the default model, trained on nothing."""
+    torch.manual_seed(3)
+    config = replace(HR_S, image_size=32, embed_dim=48, depth=1, num_heads=2, out_dim=48)
+    model = HighResSam3D(config).eval().to(memory_format=torch.channels_last_3d)
+    model.decoder.is_limited = True
+    return Predictor(model)
 
 
 def deeds(script: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -46,8 +60,11 @@ def start(predictor: Predictor, script: int) -> Session:
     return session
 
 
-def test_mixed_clicks_of_a_hundred_sessions_give_the_masks_of_each_alone():
-    predictor = fake_predictor()
+@pytest.mark.parametrize(
+    ("make_predictor", "num_sessions"), [(fake_predictor, 100), (decoding_predictor, 12)]
+)
+def test_mixed_clicks_of_many_sessions_give_the_masks_of_each_alone(make_predictor, num_sessions):
+    predictor = make_predictor()
     scripts = range(6)
     alone = {}
     for script in scripts:
@@ -55,8 +72,8 @@ def test_mixed_clicks_of_a_hundred_sessions_give_the_masks_of_each_alone():
         alone[script] = [act(session, *deed) for deed in deeds(script)]
     assert len({answers[-1][1] for answers in alone.values()}) > 2
 
-    sessions = [start(predictor, n % len(scripts)) for n in range(NUM_SESSIONS)]
-    order = [n for n in range(NUM_SESSIONS) for _ in deeds(n % len(scripts))]
+    sessions = [start(predictor, n % len(scripts)) for n in range(num_sessions)]
+    order = [n for n in range(num_sessions) for _ in deeds(n % len(scripts))]
     np.random.default_rng(0).shuffle(order)
     answers = [[] for _ in sessions]
     for n in order:
