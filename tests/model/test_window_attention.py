@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsam3d.model.relpos import BiasTerms, RelativeTables, bias_terms, padding_bias, table_rows
+from fastsam3d.model.relpos import (
+    BiasTerms,
+    RelativeTables,
+    bias_terms,
+    padding_bias,
+    padding_constants,
+    rows_of_tables,
+    table_rows,
+)
 from fastsam3d.model.window_attention import WindowAttention
 
 
@@ -56,7 +64,7 @@ def test_bias_reads_the_axes_that_the_official_broadcast_reads() -> None:
     generator = torch.Generator().manual_seed(3)
     q = torch.randn(1, 1, size, size, size, dim, generator=generator)
     tables = RelativeTables(*(torch.randn(5, dim, generator=generator) for _ in range(3)))
-    bias = bias_terms(q, tables, size).broadcast()
+    bias = bias_terms(q, rows_of_tables(tables, size, size)).broadcast()
     i_rows, j_rows, k_rows = (table_rows(table, size, size) for table in tables)
     for i, j, k, a, b, c in itertools.product(range(size), repeat=6):
         expected = (
@@ -77,10 +85,13 @@ def test_padding_bias_is_the_log_sum_over_all_padding_keys() -> None:
     queries = pad_query.expand(1, 1, extent, extent, extent, dim).clone()
     real = torch.randn(1, 1, size, size, size, dim, generator=generator)
     queries[:, :, :size, :size, :size] = real
-    bias = bias_terms(queries, tables, extent).broadcast()[:, :, :size, :size, :size]
+    bias = bias_terms(queries, rows_of_tables(tables, extent, extent)).broadcast()[
+        :, :, :size, :size, :size
+    ]
     is_padding = torch.ones(extent, extent, extent, dtype=torch.bool)
     is_padding[:size, :size, :size] = False
     expected = bias[..., is_padding].logsumexp(dim=-1)
-    terms = bias_terms(real, tables, extent)
+    terms = bias_terms(real, rows_of_tables(tables, size, extent))
+    constants = padding_constants(pad_query, tables, size)
     assert isinstance(terms, BiasTerms)
-    torch.testing.assert_close(padding_bias(terms, pad_query, tables), expected)
+    torch.testing.assert_close(padding_bias(terms, constants), expected)

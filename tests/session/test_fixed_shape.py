@@ -92,11 +92,11 @@ def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
 def test_bounds_are_tight_and_an_empty_mask_has_none() -> None:
     logits = torch.full((1, 1, 16, 16, 16), -1.0)
     quality = torch.tensor([[0.5]])
-    empty = unpack_mask(logits, *pack_mask(logits, 16), quality)
+    empty = unpack_mask(logits, *pack_mask(logits, quality, 16))
     assert empty.bounds == ((0, 0),) * 3
     assert empty.mask.size == 0
     logits[0, 0, 3:5, 9, 2:15] = 1.0
-    found = unpack_mask(logits, *pack_mask(logits, 16), quality)
+    found = unpack_mask(logits, *pack_mask(logits, quality, 16))
     assert found.bounds == ((3, 5), (9, 10), (2, 15))
     assert found.mask.all()
 

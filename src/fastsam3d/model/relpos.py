@@ -30,6 +30,26 @@ class RelativeTables(NamedTuple):
     along_k: Tensor
 
 
+class TableRows(NamedTuple):
+    """The tables looked up for all pairs of a grid, each (N, num_keys, D); see `table_rows`."""
+
+    along_i: Tensor
+    along_j: Tensor
+    along_k: Tensor
+
+
+class PaddingConstants(NamedTuple):
+    """What padding keys add whatever the queries are; see `padding_bias`.
+
+    Attributes:
+        by_key_i: (H, 1, N, E) for windows of extent E.
+        by_key_j: (H, 1, 1, E).
+    """
+
+    by_key_i: Tensor
+    by_key_j: Tensor
+
+
 class BiasTerms(NamedTuple):
     """The three terms per query, each (B, H, I, J, K, A) with A the key's last axis."""
 
@@ -56,27 +76,50 @@ def table_rows(table_LD: Tensor, num_queries: int, num_keys: int) -> Tensor:
     return table_LD[offsets + extent - 1]
 
 
-def bias_terms(q_BHIJKD: Tensor, tables: RelativeTables, num_keys: int) -> BiasTerms:
+def rows_of_tables(tables: RelativeTables, num_queries: int, num_keys: int) -> TableRows:
+    """Look all three tables up."""
+    return TableRows(*(table_rows(table, num_queries, num_keys) for table in tables))
+
+
+def bias_terms(q_BHIJKD: Tensor, rows: TableRows) -> BiasTerms:
     """Compute the three bias terms of the given queries.
 
     Args:
         q_BHIJKD: Unscaled queries of a cube of tokens that starts at the window's origin.
-        tables: Relative-position tables of the window.
-        num_keys: Key positions per axis to cover, at most the window's extent.
+        rows: The window's tables, for as many queries per axis and the keys to cover.
 
     Returns:
         Terms of shape (B, H, I, J, K, num_keys).
     """
-    size = q_BHIJKD.shape[-2]
-    rows_i, rows_j, rows_k = (table_rows(table, size, num_keys) for table in tables)
     return BiasTerms(
-        torch.einsum("bhijkd,iad->bhijka", q_BHIJKD, rows_i),
-        torch.einsum("bhijkd,jad->bhijka", q_BHIJKD, rows_j),
-        torch.einsum("bhijkd,kad->bhijka", q_BHIJKD, rows_k),
+        torch.einsum("bhijkd,iad->bhijka", q_BHIJKD, rows.along_i),
+        torch.einsum("bhijkd,jad->bhijka", q_BHIJKD, rows.along_j),
+        torch.einsum("bhijkd,kad->bhijka", q_BHIJKD, rows.along_k),
     )
 
 
-def padding_bias(terms: BiasTerms, q_bias_HD: Tensor, tables: RelativeTables) -> Tensor:
+def padding_constants(
+    q_bias_HD: Tensor, tables: RelativeTables, num_queries: int
+) -> PaddingConstants:
+    """Compute what padding keys of the window add, of weights alone.
+
+    Padding queries along the last axis carry b_q: `BiasTerms.by_key_i` then depends on j alone,
+    `BiasTerms.by_key_j` on the padded position itself.
+
+    Args:
+        q_bias_HD: Query part of the projection bias, per head.
+        tables: Relative-position tables of the window, extent E > N.
+        num_queries: N, real tokens per axis.
+    """
+    extent = (tables.along_j.shape[0] + 1) // 2
+    rows_j = table_rows(tables.along_j, num_queries, extent)
+    rows_k = table_rows(tables.along_k, extent, extent)[num_queries:]
+    pad_a_HJA = torch.einsum("hd,jad->hja", q_bias_HD, rows_j) + math.log(extent - num_queries)
+    pad_b_HA = torch.einsum("hd,kad->hka", q_bias_HD, rows_k).logsumexp(dim=1)
+    return PaddingConstants(pad_a_HJA[:, None], pad_b_HA[:, None, None])
+
+
+def padding_bias(terms: BiasTerms, constants: PaddingConstants) -> Tensor:
     """Return the log-sum-exp of the bias over all padding keys of the window, per real query.
 
     A padding token is a zero vector after the norm, so its query, key and value equal the biases
@@ -87,8 +130,7 @@ def padding_bias(terms: BiasTerms, q_bias_HD: Tensor, tables: RelativeTables) ->
 
     Args:
         terms: Terms of the N^3 real queries over the whole window, (B, H, N, N, N, E).
-        q_bias_HD: Query part of the projection bias, per head.
-        tables: Relative-position tables of the window, extent E > N.
+        constants: Of the window, see `padding_constants`.
 
     Returns:
         Log-sum-exp, (B, H, N, N, N).
@@ -96,14 +138,8 @@ def padding_bias(terms: BiasTerms, q_bias_HD: Tensor, tables: RelativeTables) ->
     # Many small terms are added up: half precision would lose percents of their sum.
     dtype = torch.promote_types(terms.own.dtype, torch.float32)
     terms = BiasTerms(*(term.to(dtype) for term in terms))
-    size, extent = terms.own.shape[-2:]
-    # Padding queries along the last axis carry b_q: by_key_i then depends on j alone,
-    # by_key_j on the padded position itself.
-    rows_j = table_rows(tables.along_j, size, extent)
-    rows_k = table_rows(tables.along_k, extent, extent)[size:]
-    pad_a_HJA = torch.einsum("hd,jad->hja", q_bias_HD, rows_j) + math.log(extent - size)
-    pad_b_HA = torch.einsum("hd,kad->hka", q_bias_HD, rows_k).logsumexp(dim=1)
-    pad_a, pad_b = pad_a_HJA[:, None], pad_b_HA[:, None, None]
+    size = terms.own.shape[-2]
+    pad_a, pad_b = constants
     real_a, real_b = terms.by_key_i.logsumexp(dim=-2), terms.by_key_j.logsumexp(dim=-2)
     all_a, all_b = torch.logaddexp(real_a, pad_a), torch.logaddexp(real_b, pad_b)
     inside = torch.logaddexp(pad_a + all_b, real_a + pad_b)[..., :size]

@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsam3d.model.config import AttentionPath
-from fastsam3d.model.relpos import RelativeTables, bias_terms, padding_bias
+from fastsam3d.model.relpos import (
+    PaddingConstants,
+    RelativeTables,
+    TableRows,
+    bias_terms,
+    padding_bias,
+    padding_constants,
+    rows_of_tables,
+)
+
+# Tensor cores want rows of 16 bytes; with 14 keys a slower product would be chosen.
+_ALIGNED_KEYS = 8
 
 
 class WindowAttention(nn.Module):
@@ -40,11 +51,33 @@ class WindowAttention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * extent - 1, head_dim))
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
+        self._fixed: tuple[TableRows, PaddingConstants | None] | None = None
 
     @property
     def tables(self) -> RelativeTables:
         """The three relative-position tables."""
         return RelativeTables(self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+
+    def fix(self, size: int, dtype: torch.dtype) -> None:
+        """Compute once what depends on the weights alone; they must not change any more.
+
+        Args:
+            size: Tokens per axis of all grids to come.
+            dtype: Of the products of queries and tables.
+        """
+        rows, constants = self._constants(size)
+        spare = -self.extent % _ALIGNED_KEYS
+        padded = (F.pad(row.to(dtype), (0, 0, 0, spare)) for row in rows)
+        self._fixed = TableRows(*padded), constants
+
+    def _constants(self, size: int) -> tuple[TableRows, PaddingConstants | None]:
+        if self._fixed is not None:
+            return self._fixed
+        rows, constants = rows_of_tables(self.tables, size, self.extent), None
+        if self.extent > size:
+            q_bias = self.qkv.bias.view(3, self.num_heads, -1)[0].to(self.rel_pos_d.dtype)
+            constants = padding_constants(q_bias, self.tables, size)
+        return rows, constants
 
     def forward(self, x_BIJKC: Tensor) -> Tensor:
         """Mix the tokens of a cubic grid of side at most `extent`; same shape."""
@@ -64,7 +97,8 @@ class WindowAttention(nn.Module):
         padded = F.pad(x_BIJKC, (0, 0, 0, after, 0, after, 0, after))
         q, k, v = self._project(padded)
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        bias = bias_terms(_to_cube(q, self.extent), self.tables, self.extent).broadcast()
+        rows = rows_of_tables(self.tables, self.extent, self.extent)
+        bias = bias_terms(_to_cube(q, self.extent), rows).broadcast()
         weights = (logits + bias.reshape(logits.shape)).softmax(dim=-1)
         mixed = _join_heads(weights @ v).view(padded.shape)
         return mixed[:, :size, :size, :size]
@@ -72,12 +106,14 @@ class WindowAttention(nn.Module):
     def _attend_exact(self, x_BIJKC: Tensor) -> Tensor:
         size = x_BIJKC.shape[1]
         q, k, v = self._project(x_BIJKC)
-        terms = bias_terms(_to_cube(q, size), self.tables, self.extent)
+        rows, constants = self._constants(size)
+        terms = bias_terms(_to_cube(q, size), rows)
+        terms = type(terms)(*(term[..., : self.extent] for term in terms))
         real = type(terms)(*(term[..., :size] for term in terms)).broadcast()
         bias = real.reshape(*q.shape[:3], size**3)
-        if self.extent > size:
-            q_bias, k_bias, v_bias = self.qkv.bias.view(3, self.num_heads, -1)
-            virtual = padding_bias(terms, q_bias, self.tables).view(*q.shape[:3], 1)
+        if constants is not None:
+            _, k_bias, v_bias = self.qkv.bias.view(3, self.num_heads, -1)
+            virtual = padding_bias(terms, constants).view(*q.shape[:3], 1)
             bias = torch.cat([bias, virtual.to(bias.dtype)], dim=-1)
             k = _append_token(k, k_bias)
             v = _append_token(v, v_bias)

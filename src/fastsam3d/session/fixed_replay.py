@@ -41,6 +41,8 @@ class Replay:
     ) -> None:
         self._buffers = buffers
         self._neutral = {name: buffer.clone() for name, buffer in buffers.items()}
+        # How much of each buffer, along its second axis, differs from what stands for absence.
+        self._filled = dict.fromkeys(buffers, 0)
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
@@ -49,12 +51,14 @@ class Replay:
         """Return the outputs for new values of the buffers; the next run overwrites them."""
         for name, buffer in self._buffers.items():
             value = values.get(name)
-            if value is not None and value.shape == buffer.shape:
-                buffer.copy_(value, non_blocking=True)
-                continue
-            buffer.copy_(self._neutral[name])
-            if value is not None:  # fewer points than the buffer holds
-                buffer[:, : value.shape[1]].copy_(value, non_blocking=True)
+            count = 0 if value is None else value.shape[1]
+            if value is not None:
+                buffer[:, :count].copy_(value, non_blocking=True)
+            # Every copy is a launch; one is due only where the run before left something.
+            if count < self._filled[name]:
+                rest = slice(count, self._filled[name])
+                buffer[:, rest].copy_(self._neutral[name][:, rest])
+            self._filled[name] = count
         if self._graph is None:
             return self._function(**self._buffers)
         graph, outputs = self._graph

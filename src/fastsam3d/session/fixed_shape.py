@@ -22,6 +22,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.model.prompt_encoder import append_box_centres
+from fastsam3d.model.window_attention import WindowAttention
 from fastsam3d.session.fixed_replay import CompileMode, Replay
 from fastsam3d.session.mask_bits import RoiAnswer, pack_mask, unpack_mask
 
@@ -161,9 +162,9 @@ class FixedShapeEngine:
             raise ConfigError(msg)
         with self._lock, torch.inference_mode():
             found = self._answer(embedding, points, labels, boxes, mask_logits, multimask=False)
-            logits, quality, bits, bounds = found
+            logits, _, bits, facts = found
             # All copies are under way before the first is waited for.
-            logits, on_host = logits.clone(), [_to_host(part) for part in (bits, bounds, quality)]
+            logits, on_host = logits.clone(), [_to_host(part) for part in (bits, facts)]
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
             return unpack_mask(logits, *on_host)
@@ -178,7 +179,7 @@ class FixedShapeEngine:
         *,
         multimask: bool,
     ) -> tuple[Tensor, ...]:
-        """Return logits, quality and, of one mask of one prompt set, its bits and bounds."""
+        """Return logits, quality and, of one mask of one prompt set, its bits and facts."""
         if boxes is not None and not self._is_own:
             points, labels = append_box_centres(points.to(boxes), labels.to(boxes.device), boxes)
             boxes = None
@@ -246,7 +247,7 @@ class FixedShapeEngine:
         logits, quality = logits.float(), quality.float()
         if multimask or len(logits) != 1:
             return logits, quality
-        return logits, quality, *pack_mask(logits, self.config.image_size)
+        return logits, quality, *pack_mask(logits, quality, self.config.image_size)
 
     def _decode_own(
         self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
@@ -295,6 +296,10 @@ def _reduced(model: Model, dtype: torch.dtype) -> Model:
     reduced = copy.deepcopy(model)
     if isinstance(reduced, HighResSam3D):
         reduced.decoder.is_limited = False  # the box around the object has no fixed shape
+    for module in reduced.modules():
+        if isinstance(module, WindowAttention):
+            with torch.no_grad():  # while its tables are float32
+                module.fix(reduced.config.grid_size, dtype)
     for module in reduced.modules():
         if isinstance(module, _MATRIX_LAYERS):
             module.to(dtype)

@@ -42,16 +42,18 @@ class RoiAnswer:
         return np.unpackbits(self.bits[i0:i1, j0:j1], axis=-1)[..., k0:k1].view(np.bool_)
 
 
-def pack_mask(logits: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def pack_mask(logits: Tensor, quality: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Threshold logits at the ROI's resolution; nothing waits for the device.
 
     Args:
         logits: Shape (1, 1, L, L, L).
+        quality: Shape (1, 1).
         side: S, a multiple of 8; logits of another side are interpolated.
 
     Returns:
         Bits, uint8 of shape (S, S, S / 8), the first voxel highest as `numpy.packbits` has it; and
-        the bounds, int32 of shape (2, 3), S and 0 where nothing is set.
+        the facts, float32 of shape (7,): first voxel of each axis (S where nothing is set), last
+        plus one (0 there), quality. Each copy to the host costs a launch, so there are two.
     """
     if logits.shape[-1] != side:
         logits = functional.interpolate(logits, size=(side,) * 3, mode="trilinear")
@@ -61,23 +63,23 @@ def pack_mask(logits: Tensor, side: int) -> tuple[Tensor, Tensor]:
     bits = (mask.view(side, side, side // 8, 8) * values).sum(-1).to(torch.uint8)
     steps = torch.arange(side, device=mask.device, dtype=torch.int32)
     along = torch.stack([mask.amax((1, 2)), mask.amax((0, 2)), mask.amax((0, 1))])
-    low = torch.where(along, steps, side).amin(1)
-    high = torch.where(along, steps + 1, 0).amax(1)
-    return bits, torch.stack([low, high]).to(torch.int32)
+    low = torch.where(along, steps, side).amin(1).float()
+    high = torch.where(along, steps + 1, 0).amax(1).float()
+    return bits, torch.cat([low, high, quality.flatten()])
 
 
-def unpack_mask(logits: Tensor, bits: Tensor, bounds: Tensor, quality: Tensor) -> RoiAnswer:
+def unpack_mask(logits: Tensor, bits: Tensor, facts: Tensor) -> RoiAnswer:
     """Return what `pack_mask` made as an answer.
 
     Args:
         logits: Kept as they are.
         bits: In host memory.
-        bounds: In host memory.
-        quality: In host memory, shape (1, 1).
+        facts: In host memory.
     """
-    low, high = cast("list[list[int]]", cast("Any", bounds).tolist())
+    *ends, quality = cast("list[float]", cast("Any", facts).tolist())
+    low, high = [int(end) for end in ends[:3]], [int(end) for end in ends[3:]]
     if low[0] >= high[0]:
         low, high = [0, 0, 0], [0, 0, 0]
     array = cast("NDArray[np.uint8]", cast("object", bits.numpy()))
     bounds_of_axes = cast("Bounds", tuple(zip(low, high, strict=True)))
-    return RoiAnswer(array, bounds_of_axes, float(quality), logits)
+    return RoiAnswer(array, bounds_of_axes, quality, logits)
