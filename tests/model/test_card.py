@@ -43,6 +43,8 @@ def test_round_trip_through_json(name: str) -> None:
         ("preprocessing.normalisation", "min_max", "normalisation must be one of"),
         ("preprocessing.image_size", 128, "image_size must be the architecture's 24"),
         ("preprocessing.image_size", 24.0, "image_size must be an integer"),
+        ("preprocessing.scribble_points", 0, "scribble_points must be an integer from 1"),
+        ("preprocessing.scribble_points", True, "scribble_points must be an integer from 1"),
         ("preprocessing.spacings_mm", [], "spacings_mm must be a list of positive"),
         ("preprocessing.spacings_mm", [float("inf")], "spacings_mm must be a list of positive"),
         ("preprocessing.spacings_mm", [True], "spacings_mm must be a list of positive"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastsam3d.model.card import Preprocessing
 from fastsam3d.preprocess.roi import roi_to_voxel
 from fastsam3d.prompts import Box, Lasso, Point, PromptSet, Scribble, SliceBox
 from fastsam3d.session import Predictor, ScalePolicy, Session
@@ -116,6 +117,17 @@ def test_models_that_know_scribbles_get_points_along_it_at_once() -> None:
     session.add(Scribble.voxel([(25, 30, 30), (29, 30, 30), (35, 30, 30)], axis=2))
     expected = [([25.0, 30.0, 30.0], True), ([35.0, 30.0, 30.0], True), ([30.0, 30.0, 30.0], True)]
     assert given_to_model(session) == expected
+
+
+def test_the_card_says_how_many_points_of_a_scribble_are_given_at_once() -> None:
+    known = Preprocessing(
+        normalisation="roi_percentile_zscore",
+        image_size=32,
+        spacings_mm=(1.0,),
+        scribble_points=5,
+    )
+    assert Session(Predictor(BrightModel(), known)).drawn.scribble_points == 5
+    assert Session(Predictor(BrightModel())).drawn.scribble_points == 1
 
 
 def test_the_box_of_a_drawing_can_be_left_out() -> None:

@@ -78,6 +78,20 @@ def test_card_lists_sources_with_licences_and_the_architecture(
     assert (card.quantisation, card.notes) == ("none", "a toy")
 
 
+def test_card_says_how_many_points_of_a_scribble_the_run_trained_at_once(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
+    facts = {"data_sha256": hashlib.sha256(pack.read_bytes()).hexdigest()}
+    bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
+    for share, points in ((0.0, 1), (0.1, 5)):
+        config = replace(recipe("debug"), model="toy")
+        config = replace(config, prompts=replace(config.prompts, share_scribble=share))
+        Trainer(toy_model(), bank, config, output=tmp_path, facts=facts).export()
+        card = package(tmp_path, tmp_path / "w.safetensors", pack=pack)
+        assert card.preprocessing.scribble_points == points
+
+
 def test_fine_tuned_weights_keep_the_sources_and_spacings_that_they_began_with(
     run: Trainer, pack: Path, tmp_path: Path
 ) -> None:

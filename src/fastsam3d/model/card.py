@@ -25,6 +25,7 @@ _MAX_CARD_BYTES = 1_000_000
 # Far above any real width, depth or image size; bounds what a hostile card makes us build.
 _MAX_SIZE = 4096
 _MAX_GRID_SIZE = 64
+_MAX_SCRIBBLE_POINTS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,11 +37,14 @@ class Preprocessing:
         normalisation: ``roi_percentile_zscore`` (ours) or ``foreground_zscore`` (official models).
         image_size: Side of the cubic ROI in voxels.
         spacings_mm: Isotropic ROI spacings that the model was trained for, ascending.
+        scribble_points: Points along a scribble that the model was trained to be given at once;
+            1 for a model that knows a first click alone.
     """
 
     normalisation: Normalisation
     image_size: int
     spacings_mm: tuple[float, ...]
+    scribble_points: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ class WeightsCard:
                 "normalisation": self.preprocessing.normalisation,
                 "image_size": self.preprocessing.image_size,
                 "spacings_mm": list(self.preprocessing.spacings_mm),
+                "scribble_points": self.preprocessing.scribble_points,
             },
             "licence": self.licence,
             "training_data": list(self.training_data),
@@ -196,8 +201,13 @@ def _check_types(data: object, reference: object, where: str) -> None:
 
 def _preprocessing(data: object) -> Preprocessing:
     names = {item.name for item in fields(Preprocessing)}
+    if isinstance(data, dict):  # cards from before models were trained on scribbles
+        data = {"scribble_points": 1, **cast("dict[str, object]", data)}
     entries = _entries(data, "preprocessing", names)
-    size = entries["image_size"]
+    size, points = entries["image_size"], entries["scribble_points"]
+    if type(points) is not int or not 1 <= points <= _MAX_SCRIBBLE_POINTS:
+        expected = f"an integer from 1 to {_MAX_SCRIBBLE_POINTS}"
+        raise _wrong("preprocessing.scribble_points", expected, points)
     if type(size) is not int:
         raise _wrong("preprocessing.image_size", "an integer", size)
     values = _list(entries["spacings_mm"], "preprocessing.spacings_mm")
@@ -207,6 +217,7 @@ def _preprocessing(data: object) -> Preprocessing:
         normalisation=cast("Normalisation", _one_of(entries, "normalisation", Normalisation)),
         image_size=size,
         spacings_mm=tuple(float(cast("float", value)) for value in values),
+        scribble_points=points,
     )
 
 

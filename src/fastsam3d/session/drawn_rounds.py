@@ -79,7 +79,8 @@ class DrawnPolicy:
         lasso_corrections: As for scribbles.
         slice_box_corrections: As for scribbles.
         scribble_points: Points along a first positive scribble that are given at once, its middle
-            among them; more than 1 is for models that were trained on scribbles.
+            among them; more than 1 is for models that were trained on scribbles, and a session
+            takes the number that its model's card says.
         scribble_reach: How much longer an object is held to be than the scribble along it; 0 for
             not saying.
         smallest_part: A disagreement over less than this part of the drawing is left alone.

@@ -93,7 +93,7 @@ class Session:
         if policy is None:
             policy = ScalePolicy(spacings_mm=predictor.preprocessing.spacings_mm)
         self._policy = policy
-        self._drawn = DrawnPolicy()
+        self._drawn = DrawnPolicy(scribble_points=predictor.preprocessing.scribble_points)
         self._cache = EmbeddingCache(cache_bytes)
         self._volume: Volume | None = None
         self._channel = ALL_CHANNELS

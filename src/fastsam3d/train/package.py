@@ -15,7 +15,7 @@ from typing import Any
 from fastsam3d.errors import DatasetError, FastSAM3DError
 from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
-from fastsam3d.train.config import architecture_of
+from fastsam3d.train.config import SCRIBBLE_TAIL, architecture_of
 from fastsam3d.train.loop import AVERAGED
 from fastsam3d.train.pack import read_index
 from fastsam3d.train.state import load_state
@@ -69,6 +69,7 @@ def package(
             normalisation="roi_percentile_zscore",
             image_size=config.image_size,
             spacings_mm=SPACINGS_MM if start is None else start.preprocessing.spacings_mm,
+            scribble_points=_scribble_points(run_config, start),
         ),
         licence=licence,
         training_data=tuple(dict.fromkeys((*earlier, *training_sources(pack)))),
@@ -78,6 +79,12 @@ def package(
         notes=notes,
     )
     return save_checkpoint({name: value.float() for name, value in tensors.items()}, output, card)
+
+
+def _scribble_points(config: dict[str, Any], start: WeightsCard | None) -> int:
+    if config["prompts"].get("share_scribble"):
+        return 1 + SCRIBBLE_TAIL
+    return 1 if start is None else start.preprocessing.scribble_points
 
 
 def training_sources(pack: Path) -> tuple[str, ...]:
