@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,15 @@ def test_loading_gives_the_files_weights_and_draws_none_first(package_weights: P
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.nn.Linear(3, 3)
     assert not torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_no_variant_draws_until_values_are_right(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("never ends where nothing is drawn")
+
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", fail)
+    with without_random_weights():
+        build_model(replace(MODEL_CONFIGS[name], depth=2))

@@ -108,7 +108,9 @@ class PatchImageEncoder(nn.Module):
         grid, out = config.grid_size, config.out_dim
         self.patch_embed = PatchEmbed3D(config)
         self.pos_embed = nn.Parameter(torch.empty(1, grid, grid, grid, config.embed_dim))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        # Not `trunc_normal_`, of the same distribution here: it draws until all values are within
+        # bounds, so for ever in `without_random_weights`, which draws nothing.
+        nn.init.normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(EncoderBlock(config, index) for index in range(config.depth))
         self.neck = nn.Sequential(
             nn.Conv3d(config.embed_dim, out, kernel_size=1, bias=False),
