@@ -27,6 +27,14 @@ API = "/api/v1"
 CENTRE = {"type": "point", "frame": "voxel", "at": [30, 30, 30]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_scratch(tmp_path_factory):
+    """Keep scratch folders of this process apart from those of tests that run beside it."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("scratch"))
+    yield
+    tempfile.tempdir = before
+
+
 @pytest.fixture(scope="module")
 def bystander(live, phantom):
     with RemoteSession(live.url) as session:
