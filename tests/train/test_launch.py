@@ -13,8 +13,16 @@ from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
 from fastsam3d.model.config import MODEL_CONFIGS, ModelConfig
 from fastsam3d.train.config import RunConfig, recipe
-from fastsam3d.train.launch import Process, build_trainer, trainable_architecture, training_device
+from fastsam3d.train.launch import (
+    POSITION,
+    Process,
+    build_trainer,
+    resized_position,
+    trainable_architecture,
+    training_device,
+)
 from fastsam3d.train.loop import Trainer
+from fastsam3d.train.overrides import override
 from tests.train.toy import TOY, toy_case, toy_model
 
 CPU = Process(device=torch.device("cpu"))
@@ -60,12 +68,34 @@ def test_weights_file_becomes_the_model_and_its_average(tmp_path: Path) -> None:
         assert torch.equal(average, given)
 
 
-def test_weights_of_another_roi_size_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_roi_size_begin_with_their_positions_spread_over_the_new_grid(
+    tmp_path: Path,
+) -> None:
+    given = toy_model(seed=3)
+    save_checkpoint(given.state_dict(), tmp_path / "toy.safetensors", card(TOY))
+    config = override(recipe("debug"), ("generator.size=64", "attention=dilated:2/1,0/2"))
+    model = start(tmp_path / "run", tmp_path / "toy.safetensors", config).model
+    assert (model.config.grid_size, model.config.attention) == (4, "dilated:2/1,0/2")
+    before, after = (dict(m.named_parameters())[POSITION] for m in (given, model))
+    assert torch.equal(after, resized_position(before, 4))
+    others = {n: p for n, p in given.named_parameters() if n != POSITION}
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in others.items())
+
+
+def test_positions_on_a_finer_grid_lie_between_their_neighbours() -> None:
+    line = torch.arange(2.0).repeat_interleave(4)  # 0 in the first half of axis i, 1 in the other
+    finer = resized_position(line[None, :, None], 4).reshape(4, 4, 4)
+    assert torch.allclose(finer[:, 0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+    assert torch.equal(finer, finer[:, :1, :1].expand(4, 4, 4))
+    assert resized_position(line[None, :, None], 2).flatten().equal(line)
+
+
+def test_weights_of_another_depth_are_refused(tmp_path: Path) -> None:
     save_checkpoint(toy_model().state_dict(), tmp_path / "toy.safetensors", card(TOY))
-    config = recipe("debug")
-    wider = replace(config, generator=replace(config.generator, size=64))
     with pytest.raises(CheckpointError, match="does not fit its architecture"):
-        start(tmp_path / "run", tmp_path / "toy.safetensors", wider)
+        start(
+            tmp_path / "run", tmp_path / "toy.safetensors", override(recipe("debug"), ("depth=3",))
+        )
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ class RunConfig:
     Attributes:
         model: Registry name of the variant.
         depth: Trunk blocks, None for the variant's own number.
+        attention: Pattern of the image tokens' attention, None for the variant's own; see
+            `ModelConfig`.
         initial_weights: Weights to start from, or None for a fresh model.
         seed: Of weights, drawing and rendering.
         num_steps: Steps of the run; None to fit `minutes`.
@@ -79,6 +81,7 @@ class RunConfig:
 
     model: str = "hr_s"
     depth: int | None = None
+    attention: str | None = None
     initial_weights: str | None = None
     seed: int = 1
     num_steps: int | None = None
@@ -122,7 +125,9 @@ def architecture_of(config: dict[str, Any]) -> ModelConfig:
     """
     variant = find_config(config["model"])
     depth = config.get("depth") or variant.depth
-    return replace(variant, image_size=config["generator"]["size"], depth=depth)
+    attention = config.get("attention") or variant.attention
+    size = config["generator"]["size"]
+    return replace(variant, image_size=size, depth=depth, attention=attention)
 
 
 def rate_factor(step: int, num_steps: int | None, config: RunConfig) -> float:

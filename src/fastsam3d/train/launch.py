@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from fastsam3d.errors import CheckpointError, ConfigError
 from fastsam3d.model.card import WeightsCard
 from fastsam3d.model.checkpoint import check_fit
 from fastsam3d.model.checkpoint import load_state as load_weights
 from fastsam3d.model.config import ModelConfig
+from fastsam3d.model.hr import HighResSam3D
 from fastsam3d.model.registry import build_model, find_config, find_weights
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig, architecture_of
@@ -33,6 +35,7 @@ from fastsam3d.train.state import MANIFEST, load_state, read_facts
 
 # bf16 conv3d was slow or wrong in cuDNN 9.8 to 9.14.
 MIN_CUDNN = 91500
+POSITION = "encoder.trunk.position"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,9 @@ def trainable_architecture(card: WeightsCard, source: Path) -> ModelConfig:
             "start from hr_s or from weights made from it."
         )
         raise ConfigError(msg)
-    if replace(find_config(described.name), image_size=described.image_size) != described:
+    known = find_config(described.name)
+    sizes = {"image_size": described.image_size, "attention": described.attention}
+    if replace(known, **sizes) != described:
         msg = (
             f"{source.name} differs from the registered architecture {described.name!r}; "
             "start from weights of this version."
@@ -204,8 +209,29 @@ def _starting_weights(start_from: str | Path, model: Model) -> dict[str, Tensor]
         source = find_weights(start_from)
         state, card = load_weights(source)
         trainable_architecture(card, source)
+    state = {name: value.float() for name, value in state.items()}
+    if isinstance(model, HighResSam3D) and POSITION in state:
+        state[POSITION] = resized_position(state[POSITION], model.config.grid_size)
     check_fit(model, state, source)
-    return {name: value.float() for name, value in state.items()}
+    return state
+
+
+def resized_position(position_1TC: Tensor, grid_size: int) -> Tensor:
+    """Interpolate learned positions of a cubic token grid for a grid of another size.
+
+    Args:
+        position_1TC: One vector per token, tokens in row-major order, float32 (1, T, C).
+        grid_size: Tokens per axis wanted.
+
+    Returns:
+        Shape (1, grid_size**3, C); the input itself where the size is the same.
+    """
+    side = round(position_1TC.shape[1] ** (1 / 3))
+    if side == grid_size:
+        return position_1TC
+    grid = position_1TC.transpose(1, 2).unflatten(2, (side, side, side))
+    size = (grid_size,) * 3
+    return functional.interpolate(grid, size=size, mode="trilinear").flatten(2).transpose(1, 2)
 
 
 def _check_streams(bank: TrainingBank, config: RunConfig) -> None:
