@@ -229,7 +229,7 @@ def resized_position(position_1TC: Tensor, grid_size: int) -> Tensor:
     side = round(position_1TC.shape[1] ** (1 / 3))
     if side == grid_size:
         return position_1TC
-    grid = position_1TC.transpose(1, 2).unflatten(2, (side, side, side))
+    grid = position_1TC.transpose(1, 2).reshape(1, -1, side, side, side)
     size = (grid_size,) * 3
     return functional.interpolate(grid, size=size, mode="trilinear").flatten(2).transpose(1, 2)
 
