@@ -2,9 +2,16 @@
 
 ``python benchmarks/sparse_attention.py --output sparse.json [--official FASTSAM3D_CHECKOUT]``
 
-Four parts, each recorded as soon as it is done, with its error where it fails: agreement with the
-float64 reference on random grids, time and memory by grid size, the same through `torch.compile`,
-whole encoders, and the published module at its own pattern. Times are medians of CUDA events.
+Parts, each recorded as soon as it is done, with its error where it fails: time and memory by grid
+size, the published module at its own pattern, agreement with the float64 reference on random grids,
+whole encoders, and one size through `torch.compile`. Times are medians of CUDA events. ``--parts``
+and ``--methods`` take some of it; the ablation of the paper is
+
+``--parts times --methods "dense math" dense "dense cudnn" "dilated sdpa" "dilated triton"``
+
+"dense math" forms all scores in memory, and so does "dilated sdpa" within its groups (on a GPU);
+"dense", "dense cudnn" and "dilated triton" are flash attention. Beyond ``--math-limit`` tokens per
+axis all scores do not fit.
 Runs on a CPU too (``--device cpu``), where it only shows that it works.
 """
 
@@ -14,7 +21,7 @@ import argparse
 import importlib.util
 import json
 import platform
-import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -28,16 +35,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sparse_attention_checks import check_paths
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastsam3d.model.registry import create_model
-from fastsam3d.model.sparse_attention import RelativeBias, sparse_attention
+from fastsam3d.model.sparse_attention import sparse_attention
 from fastsam3d.model.sparse_attention_pattern import Branch, SparsePattern
 
 HEADS, CHANNELS = 12, 64
 SIZES = (8, 16, 24, 32, 48, 64)
+PARTS = ("times", "summary", "official", "checks", "encoders", "compiled")
 DILATED, WINDOW, AXIAL = SparsePattern.dilated(), SparsePattern.window(8), SparsePattern.axial()
 OFFICIAL_FILE = "segment_anything/modeling/image_encoder3D_dilatedattention.py"
 OFFICIAL_STRIDE = 64
@@ -52,7 +61,7 @@ class Bench:
         self.is_cuda = self.device.type == "cuda"
         self.stop_at = time.monotonic() + options.seconds
         self.result: dict[str, Any] = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]),
             "device": torch.cuda.get_device_name() if self.is_cuda else platform.processor(),
             "torch": torch.__version__,
             "triton": _version("triton"),
@@ -125,128 +134,6 @@ class Bench:
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
 
 
-def random_pattern(rng: random.Random) -> tuple[str, SparsePattern]:
-    """Draw one of the kinds of pattern."""
-    kinds = {
-        "dilated": SparsePattern.dilated,
-        "shifted": lambda: SparsePattern.dilated().shifted(),
-        "axial": SparsePattern.axial,
-        "window": lambda: SparsePattern.window(rng.randint(2, 7)),
-        "whole": lambda: SparsePattern.dilated(((rng.randint(2, 6), 1), (0, rng.randint(2, 3)))),
-    }
-    name = rng.choice(list(kinds))
-    return name, kinds[name]()
-
-
-def check_paths(bench: Bench) -> dict[str, Any]:
-    """Compare outputs and gradients with the float64 reference on random grids."""
-    rng = random.Random(0)  # noqa: S311
-    torch.manual_seed(0)
-    paths = ("sdpa", "triton") if bench.is_cuda else ("sdpa",)
-    stop = min(time.monotonic() + bench.options.check_seconds, bench.stop_at - 15)
-    rows: list[dict[str, Any]] = []
-    for number in range(bench.options.checks):
-        if time.monotonic() > stop:
-            break
-        grid = tuple(rng.randint(1, 13) for _ in range(3)) if number else (16, 16, 16)
-        name, pattern = random_pattern(rng) if number else ("dilated", DILATED)
-        channels = rng.choice((64, 64, 20))
-        shape = (rng.choice((1, 2)), 2, grid[0] * grid[1] * grid[2], channels)
-        with_bias = number % 3 == 2
-        for dtype in (torch.float32, torch.bfloat16):
-            base = [torch.randn(shape, device=bench.device).to(dtype) for _ in range(4)]
-            bias = _random_bias(grid, bench.device) if with_bias else None
-            truth = _run(base, torch.float64, grid, pattern, bias, "reference")
-            yard = _errors(_run_dense(base, dtype), _run_dense(base, torch.float64))
-            for path in paths:
-                found = bench.attempt(
-                    f"check {path} {dtype} {name} {grid} {shape} bias={with_bias}",
-                    lambda p=path: _run(base, dtype, grid, pattern, bias, p),  # noqa: B023
-                )
-                if found is not None:
-                    rows.append(
-                        {"path": path, "dtype": str(dtype)[6:], "pattern": name, "grid": grid}
-                        | {"shape": shape, "bias": with_bias}
-                        | {"error": _errors(found, truth), "dense_error": yard}
-                    )
-    return _summarise(rows)
-
-
-def _random_bias(grid: Sequence[int], device: torch.device) -> RelativeBias:
-    tables = [torch.randn(2, 2 * size + 3, device=device) for size in grid]
-    return RelativeBias(*tables)
-
-
-def _run(
-    base: Sequence[Tensor],
-    dtype: torch.dtype,
-    grid: Any,
-    pattern: SparsePattern,
-    bias: RelativeBias | None,
-    path: Any,
-) -> list[Tensor]:
-    """Return the output and the gradients of q, k, v and the bias tables."""
-    leaves = [x.to(dtype).requires_grad_() for x in base[:3]]
-    tables: list[Tensor] = []
-    if bias is not None:
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        tables = [table.to(wide).requires_grad_() for table in bias]
-    biases = RelativeBias(*tables) if tables else None
-    out = sparse_attention(*leaves, grid=grid, pattern=pattern, bias=biases, path=path)
-    return [out.detach(), *torch.autograd.grad(out, [*leaves, *tables], base[3].to(out.dtype))]
-
-
-def _run_dense(base: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    leaves = [x.to(dtype).requires_grad_() for x in base[:3]]
-    out = functional.scaled_dot_product_attention(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, base[3].to(dtype))]
-
-
-def _errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> dict[str, float]:
-    """Return root-mean-square errors over the size of the truth, and the largest error."""
-    gaps = [(a.double() - b.double()) for a, b in zip(found, truth, strict=True)]
-    parts = [float(gap.norm() / b.double().norm()) for gap, b in zip(gaps[:4], truth, strict=False)]
-    # Where groups hold one token the bias has no gradient: errors are then absolute.
-    tables = sum(float(b.square().sum()) for b in truth[4:]) ** 0.5
-    table_gaps = sum(float(gap.square().sum()) for gap in gaps[4:]) ** 0.5
-    return {
-        "output": parts[0],
-        "gradient": max(parts[1:4]),
-        "bias_gradient": table_gaps / max(tables, 1.0),
-        "largest_output": float(gaps[0].abs().max()),
-        "largest_gradient": max(float(gap.abs().max()) for gap in gaps[1:4]),
-        "is_finite": float(all(bool(x.isfinite().all()) for x in found)),
-    }
-
-
-def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"num_cases": len(rows)}
-    for path in ("sdpa", "triton"):
-        for dtype in ("float32", "bfloat16"):
-            some = [row for row in rows if row["path"] == path and row["dtype"] == dtype]
-            if not some:
-                continue
-            worst = {key: max(row["error"][key] for row in some) for key in some[0]["error"]}
-            worst["is_finite"] = min(row["error"]["is_finite"] for row in some)
-            ratio = {
-                key: max(row["error"][key] / max(row["dense_error"][key], 1e-9) for row in some)
-                for key in ("output", "gradient")
-            }
-            median = {
-                key: statistics.median(
-                    row["error"][key] / max(row["dense_error"][key], 1e-9) for row in some
-                )
-                for key in ("output", "gradient")
-            }
-            summary[f"{path} {dtype}"] = {
-                "cases": len(some),
-                "worst": worst,
-                "over_dense_worst": ratio,
-                "over_dense_median": median,
-            }
-    return summary | {"rows": rows}
-
-
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -267,7 +154,15 @@ def methods(side: int, bench: Bench) -> dict[str, Method]:
         found["dense"] = functional.scaled_dot_product_attention
         if bench.is_cuda:
             found["dense cudnn"] = _dense_cudnn
-    return found
+    if side <= min(bench.options.math_limit, bench.options.dense_limit):
+        found["dense math"] = _dense_math
+    wanted = bench.options.methods
+    return {name: found[name] for name in found if wanted is None or name in wanted}
+
+
+def _dense_math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional.scaled_dot_product_attention(q, k, v)
 
 
 def _dense_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -347,8 +242,12 @@ def time_compiled(bench: Bench) -> dict[str, Any]:
     """Run the default pattern inside `torch.compile` and compare with the plain call."""
     side = 16
     inputs = leaves_of(side, bench, torch.bfloat16)
-    plain = methods(side, bench)["dilated triton" if bench.is_cuda else "dilated sdpa"]
-    compiled = torch.compile(plain)
+    grid, path = (side, side, side), "triton" if bench.is_cuda else "sdpa"
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sparse_attention(q, k, v, grid=grid, pattern=DILATED, path=path)
+
+    compiled = torch.compile(plain)  # pyright: ignore[reportUnknownMemberType]
     row = measure(compiled, inputs, bench)
     gap = (compiled(*inputs[:3]) - plain(*inputs[:3])).detach().abs().max()
     return row | {"side": side, "largest_difference": float(gap)}
@@ -524,6 +423,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--check-seconds", type=float, default=35.0)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="tokens per axis")
     parser.add_argument("--dense-limit", type=int, default=48, help="largest grid for dense")
+    parser.add_argument("--math-limit", type=int, default=24, help="the same with all scores")
+    parser.add_argument("--methods", nargs="+", help="what to time; all by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--encoder", default="hr_b")
     parser.add_argument("--encoder-sizes", type=int, nargs="*", default=(128, 256, 384))
     return parser.parse_args()
@@ -533,13 +435,18 @@ def main() -> int:
     """Run the benchmark."""
     bench = Bench(read_options())
     bench.save()
-    bench.part("times", lambda: time_sizes(bench))
-    bench.part("summary", lambda: summarise_times(bench.result.get("times", [])))
-    if bench.options.official is not None:
-        bench.part("official", lambda: time_official(bench))
-    bench.part("checks", lambda: check_paths(bench))
-    bench.part("encoders", lambda: time_encoders(bench))
-    bench.part("compiled", lambda: time_compiled(bench))
+    work: dict[str, Callable[[], Any]] = {
+        "times": lambda: time_sizes(bench),
+        "summary": lambda: summarise_times(bench.result.get("times", [])),
+        "official": lambda: time_official(bench),
+        "checks": lambda: check_paths(bench),
+        "encoders": lambda: time_encoders(bench),
+        "compiled": lambda: time_compiled(bench),
+    }
+    for name in PARTS:
+        is_possible = name != "official" or bench.options.official is not None
+        if name in bench.options.parts and is_possible:
+            bench.part(name, work[name])
     return 0
 
 
