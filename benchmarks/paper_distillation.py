@@ -1,0 +1,325 @@
+"""Put a distillation chain's files together into the one record that the paper's page reads.
+
+    python benchmarks/paper_distillation.py FOLDER --device "NVIDIA H100" --commit 1a2b3c4
+
+FOLDER holds, for every model NAME, ``NAME.rows.jsonl``: one line per development target with
+"arm", "case", "source", "structure" and "dice" after each click. Beside it may lie ``NAME.jsonl``
+(the training log), ``NAME.run.json`` (config and facts of the run) and ``errors.json`` (from
+``python -m fastsam3d.train.distill_errors``). Names are `MODELS`, in any selection; others are
+kept under their own name. How the files are made: docs/training/distillation.md.
+
+Means, intervals and paired differences are those of `fastsam3d.eval`: over targets, structures,
+sources; subjects are redrawn within sources. Needs numpy and scipy, no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import zlib
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fastsam3d.errors import DatasetError
+from fastsam3d.eval.comparison import compare_rows
+from fastsam3d.eval.outputs import read_json
+from fastsam3d.eval.provenance import git_commit
+from fastsam3d.eval.results import ResultRow
+from fastsam3d.eval.statistics import BOOTSTRAP_DRAWS
+from fastsam3d.eval.summary import summarise
+from fastsam3d.train.runlog import read_log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastsam3d.eval.statistics import Estimate
+
+HERE = Path(__file__).parent
+FORMAT = 1
+MAX_BYTES = 200_000
+MAX_POINTS = 60
+ROWS = ".rows.jsonl"
+# In the order of the tables; how each is called there.
+MODELS = {
+    "teacher": "`sam_med3d_b`, the teacher",
+    "progressive": "progressive, layer by layer (the paper)",
+    "all_layers": "all layers at once",
+    "output_only": "output only (the published code)",
+    "copy_then_output": "copied blocks, then output",
+    "from_scratch": "from scratch, no teacher",
+}
+BASES = ("teacher", "from_scratch")
+CLICKS = ("1", "3", "5", "10")
+# Of a log; losses of different stages are not one curve.
+CURVES = ("iou", "dice_loss", "layers_loss", "neck_error")
+
+
+def read_rows(path: Path, subjects: Mapping[str, str], *, arm: str) -> list[ResultRow]:
+    """Return the rows of one model, one per target and click, ordered by target.
+
+    Args:
+        path: ``NAME.rows.jsonl``.
+        subjects: Who was scanned, by case.
+        arm: Lines of other arms are left out.
+
+    Raises:
+        DatasetError: The file is unreadable or empty, names an unknown case, or has a target twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"Could not read {path} ({error}); bring the file back whole."
+        ) from error
+    mine = sorted(
+        (line for line in lines if line["arm"] == arm),
+        key=lambda line: (line["case"], line["structure"]),
+    )
+    unknown = {line["case"] for line in mine} - subjects.keys()
+    if not mine or unknown:
+        raise DatasetError(
+            f"{path} has {len(mine)} lines of arm {arm!r} and cases without a subject: "
+            f"{sorted(unknown)}; give --arm or --subjects."
+        )
+    rows = [row for line in mine for row in _target_rows(line, subjects[line["case"]])]
+    if len({(row.target, row.round) for row in rows}) < len(rows):
+        raise DatasetError(f"{path} has a target twice; keep one line of each.")
+    return rows
+
+
+def _target_rows(line: dict[str, Any], subject: str) -> list[ResultRow]:
+    nan = float("nan")
+    row = ResultRow(
+        case=line["case"],
+        subject=subject,
+        source=line["source"],
+        # Names the structure in every model alike; the value in the file is not known here.
+        label=zlib.crc32(line["structure"].encode()),
+        component=0,
+        structure=line["structure"],
+        seed=0,
+        round=0,
+        prompt="point",
+        position=None,
+        positive=None,
+        dice=nan,
+        nsd_1mm=nan,
+        nsd_2mm=nan,
+        hd95_mm=None,
+        truth_ml=nan,
+        mask_ml=nan,
+        encode_ms=0.0,
+        click_ms=0.0,
+        spacing_mm=0.0,
+        quality=0.0,
+    )
+    return [replace(row, round=n, dice=dice) for n, dice in enumerate(line["dice"], start=1)]
+
+
+def dice_of(rows: Sequence[ResultRow]) -> dict[str, Any]:
+    """Return macro Dice and intervals at `CLICKS`, the same by source, and the whole curve."""
+    found = summarise(rows)
+    return {
+        "num_targets": found.overall.num_targets,
+        "num_subjects": found.overall.num_subjects,
+        "dice": _at_clicks(found.overall.estimates),
+        "by_source": {
+            source: {"num_targets": of.num_targets, "dice": _at_clicks(of.estimates)}
+            for source, of in found.sources.items()
+        },
+        "clicks": found.rounds,
+        "curve": [_round(value) for value in found.macro],
+        "curve_95": [[_round(low), _round(high)] for low, high in found.interval],
+        "below_half": _round(found.failures),
+        "worse_clicks": _round(found.worse_clicks),
+    }
+
+
+def difference(mine: Sequence[ResultRow], base: Sequence[ResultRow]) -> dict[str, Any]:
+    """Return Dice of a model less that of another, paired over the targets that both have."""
+    shared = {row.target for row in mine} & {row.target for row in base}
+    kept = [[row for row in rows if row.target in shared] for rows in (base, mine)]
+    found = compare_rows(kept[0], kept[1], names=("base", "model"))
+    return {
+        "num_targets": found.num_targets,
+        "dice": _at_clicks({name: one.difference for name, one in found.overall.items()}),
+    }
+
+
+def thinned(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return columns of a log with at most `MAX_POINTS` entries, means of neighbouring lines.
+
+    Args:
+        log: Lines of ``log.jsonl``.
+
+    Returns:
+        "step" and "minutes" of the last line of each mean, and a column for each of `CURVES` and
+        each layer's error that the log has; None where those lines lack the figure.
+    """
+    size = -(-len(log) // MAX_POINTS)
+    parts = [log[n : n + size] for n in range(0, len(log), size)] if size else []
+    layers = sorted(
+        {key for line in log for key in line if key.endswith("_error") and "layer" in key}
+    )
+    columns: dict[str, Any] = {
+        "step": [part[-1]["step"] for part in parts],
+        "minutes": [round(part[-1]["seconds"] / 60, 3) for part in parts],
+    }
+    for key in (*CURVES, *layers):
+        values = [[line[key] for line in part if key in line] for part in parts]
+        if any(values):
+            columns[key] = [_round(sum(of) / len(of)) if of else None for of in values]
+    return columns
+
+
+def training_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return what log and record of a run say about it; empty where there are none."""
+    log = read_log(folder / f"{name}.jsonl")
+    found: dict[str, Any] = {}
+    if log:
+        last = log[-1]
+        found = {
+            "steps": last["num_steps"] or last["step"],
+            "minutes": round(last["seconds"] / 60, 2),
+            "rois": last["rois"],
+            "skipped_steps": last["skipped"],
+            "log": thinned(log),
+        }
+    record = folder / f"{name}.run.json"
+    if record.is_file():
+        content = read_json(record)
+        config = content["config"]
+        kept = ("model", "depth", "minutes", "seed", "teacher")
+        found["config"] = {key: config[key] for key in kept if key in config}
+        found["facts"] = content["facts"]
+    return found
+
+
+def errors_by_model(folder: Path) -> dict[str, Any]:
+    """Return the error by layer of each student, by its name; empty without ``errors.json``."""
+    path = folder / "errors.json"
+    if not path.is_file():
+        return {}
+    students = cast("dict[str, Any]", read_json(path)["students"])
+    return {spec.split("/")[0].removesuffix(".safetensors"): of for spec, of in students.items()}
+
+
+def collect(folder: Path, subjects: Mapping[str, str], *, arm: str = "default") -> dict[str, Any]:
+    """Return all figures of a folder.
+
+    Raises:
+        DatasetError: There are no rows, or a file is damaged.
+    """
+    there = {path.name.removesuffix(ROWS) for path in folder.glob(f"*{ROWS}")}
+    names = [name for name in MODELS if name in there] + sorted(there - MODELS.keys())
+    if not names:
+        raise DatasetError(f"{folder} holds no *{ROWS}; give the folder of the chain's files.")
+    rows = {name: read_rows(folder / f"{name}{ROWS}", subjects, arm=arm) for name in names}
+    errors = errors_by_model(folder)
+    models: dict[str, Any] = {}
+    for name in names:
+        of = {"words": MODELS.get(name, f"`{name}`"), **dice_of(rows[name])}
+        of |= training_of(folder, name)
+        if name in errors:
+            of["layers"] = errors[name]["layers"]
+        models[name] = of
+    return {
+        "models": models,
+        "differences": {
+            name: {
+                base: difference(rows[name], rows[base])
+                for base in BASES
+                if base in rows and base != name
+            }
+            for name in names
+        },
+    }
+
+
+def read_subjects(path: Path) -> dict[str, str]:
+    """Return who was scanned, by case, from an exported evaluation of the same cases."""
+    return {target["case"]: target["subject"] for target in read_json(path)["targets"]}
+
+
+def _at_clicks(estimates: Mapping[str, Estimate]) -> dict[str, list[float | None]]:
+    """Return value and interval by number of clicks, as far as there are so many."""
+    return {
+        clicks: [_round(one.value), _round(one.low), _round(one.high)]
+        for clicks in CLICKS
+        if (one := estimates.get(f"dice@{clicks}")) is not None
+    }
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _compact(content: Any, depth: int = 0) -> str:
+    """Write JSON with one line for everything from the fourth level on."""
+    if not isinstance(content, dict) or depth > 3:
+        return json.dumps(content, allow_nan=False)
+    items = cast("dict[str, Any]", content).items()
+    pad = " " * (depth + 1)
+    inner = ",\n".join(f"{pad}{json.dumps(k)}: {_compact(v, depth + 1)}" for k, v in items)
+    return "{\n" + inner + "\n" + " " * depth + "}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the chain's files")
+    parser.add_argument("--device", required=True, help="what the models were trained on")
+    parser.add_argument("--commit", help="of the sources that trained and played; default: here")
+    parser.add_argument("--date", help="of the runs; default: now")
+    parser.add_argument("--chain", action="append", default=[], help="a command of the chain")
+    parser.add_argument("--note", action="append", default=[], help="what a reader must know")
+    parser.add_argument("--arm", default="default", help="which lines of the rows count")
+    parser.add_argument("--subjects", type=Path, default=HERE / "dev_hr_s.json")
+    parser.add_argument("--output", type=Path, default=HERE / "paper_distillation.json")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the record; see ``--help``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    # Where files lay says nothing about a run.
+    words = [Path(word).name if "/" in word and " " not in word else word for word in given]
+    record = {
+        "format": FORMAT,
+        "command": shlex.join(["python", "benchmarks/paper_distillation.py", *words]),
+        "chain": options.chain,
+        "commit": options.commit or git_commit(HERE),
+        "device": options.device,
+        "date": options.date or datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": options.note,
+        "protocol": "clicks in the centre of the largest mistake, whole scans, last mask",
+        "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": 0},
+        "definitions": {
+            "dice": "macro mean and 95 % interval by clicks: targets, structures, sources",
+            "differences": "model less base, paired by target, in Dice",
+            "minutes": "wall clock of the training loop, from its log; of students without "
+            "compiling, of the teacher with it",
+            "layers": "error relative to the teacher's norm, linear centred kernel alignment",
+            "log": f"means of neighbouring log lines, at most {MAX_POINTS}",
+        },
+    }
+    record |= collect(options.folder, read_subjects(options.subjects), arm=options.arm)
+    text = _compact(record) + "\n"
+    if len(text) > MAX_BYTES:
+        msg = (
+            f"The record would have {len(text)} bytes; bring at most {MAX_BYTES}, in fewer models."
+        )
+        raise DatasetError(msg)
+    options.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
