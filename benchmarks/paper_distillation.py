@@ -51,6 +51,7 @@ MODELS = {
     "output_only": "output only (the published code)",
     "copy_then_output": "copied blocks, then output",
     "from_scratch": "from scratch, no teacher",
+    "hr_s": "`hr_s`, bundled",
 }
 BASES = ("teacher", "from_scratch")
 CLICKS = ("1", "3", "5", "10")
@@ -209,8 +210,20 @@ def errors_by_model(folder: Path) -> dict[str, Any]:
     return {spec.split("/")[0].removesuffix(".safetensors"): of for spec, of in students.items()}
 
 
-def collect(folder: Path, subjects: Mapping[str, str], *, arm: str = "default") -> dict[str, Any]:
+def collect(
+    folder: Path,
+    subjects: Mapping[str, str],
+    *,
+    arm: str = "default",
+    words: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return all figures of a folder.
+
+    Args:
+        folder: The chain's files.
+        subjects: Who was scanned, by case.
+        arm: Which lines of the rows count.
+        words: How tables call models that are not in `MODELS`; by default by their names.
 
     Raises:
         DatasetError: There are no rows, or a file is damaged.
@@ -221,9 +234,10 @@ def collect(folder: Path, subjects: Mapping[str, str], *, arm: str = "default") 
         raise DatasetError(f"{folder} holds no *{ROWS}; give the folder of the chain's files.")
     rows = {name: read_rows(folder / f"{name}{ROWS}", subjects, arm=arm) for name in names}
     errors = errors_by_model(folder)
+    called = MODELS | dict(words or {})
     models: dict[str, Any] = {}
     for name in names:
-        of = {"words": MODELS.get(name, f"`{name}`"), **dice_of(rows[name])}
+        of = {"words": called.get(name, f"`{name}`"), **dice_of(rows[name])}
         of |= training_of(folder, name)
         if name in errors:
             of["layers"] = errors[name]["layers"]
@@ -280,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chain", action="append", default=[], help="a command of the chain")
     parser.add_argument("--note", action="append", default=[], help="what a reader must know")
     parser.add_argument("--arm", default="default", help="which lines of the rows count")
+    parser.add_argument("--words", action="append", default=[], metavar="NAME=WORDS")
     parser.add_argument("--subjects", type=Path, default=HERE / "dev_hr_s.json")
     parser.add_argument("--output", type=Path, default=HERE / "paper_distillation.json")
     return parser
@@ -310,7 +325,9 @@ def main(arguments: list[str] | None = None) -> int:
             "log": f"means of neighbouring log lines, at most {MAX_POINTS}",
         },
     }
-    record |= collect(options.folder, read_subjects(options.subjects), arm=options.arm)
+    called = dict(item.split("=", 1) for item in options.words)
+    subjects = read_subjects(options.subjects)
+    record |= collect(options.folder, subjects, arm=options.arm, words=called)
     text = _compact(record) + "\n"
     if len(text) > MAX_BYTES:
         msg = (
