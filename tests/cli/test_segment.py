@@ -45,13 +45,14 @@ class FakeSession:
     asked: list[PromptSet] = field(default_factory=list)
     loaded: list[tuple[str, str, str]] = field(default_factory=list)
     volume: Volume | None = None
+    mirrors: int = 1
     disk_cache: Path | None = None
 
     def from_pretrained(
-        self, name: str, *, device: str, engine: str, disk_cache: Path | None
+        self, name: str, *, device: str, engine: str, mirrors: int, disk_cache: Path | None
     ) -> "FakeSession":
         self.loaded.append((name, device, engine))
-        self.disk_cache = disk_cache
+        self.mirrors, self.disk_cache = mirrors, disk_cache
         return self
 
     def set_volume(self, volume: Volume) -> None:
@@ -129,6 +130,9 @@ def test_embeddings_are_kept_only_where_asked_to(
     assert session.disk_cache is None
     assert run(scan, *words, "--cache", str(tmp_path / "kept")) == 0
     assert session.disk_cache == tmp_path / "kept"
+    assert session.mirrors == 1
+    assert run(scan, *words, "--mirrors", "4") == 0
+    assert session.mirrors == 4
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])

@@ -130,6 +130,7 @@ def test_a_finished_run_is_only_summed_up_again(pack: Path) -> None:
     [
         ({"model": "other"}, "model"),
         ({"zero_image": True}, "zero_image"),
+        ({"mirrors": 4}, "mirrors"),
         ({"protocol": InteractionProtocol(num_clicks=3)}, r"protocol\.num_clicks = 2, got 3"),
         ({"limit": 2}, "hash cases|limit"),
     ],

@@ -14,6 +14,7 @@ from fastsam3d.model.convert import convert_official
 from fastsam3d.model.registry import build_model
 from fastsam3d.segmenter import Segmenter
 from fastsam3d.session import Session
+from fastsam3d.session.mirrors import MirroredModel
 from tests.cli.weights import write_toy_weights
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
 from tests.session.phantoms import ball_volume
@@ -38,6 +39,19 @@ def test_a_given_spacing_is_kept_whatever_the_object(toy: Path) -> None:
     segmenter.set_volume(ball_volume())
     assert segmenter.add_point(CENTRE).spacing_mm == pytest.approx(0.4)
     assert segmenter.add_point((35, 30, 30)).spacing_mm == pytest.approx(0.4)
+
+
+def test_mirror_images_are_seen_and_named_apart(toy: Path) -> None:
+    plain, mirrored = create_segmenter(toy), create_segmenter(toy, mirrors=2)
+    assert isinstance(plain, Session)
+    assert isinstance(mirrored, Session)
+    model = mirrored.predictor.model
+    assert isinstance(model, MirroredModel)
+    assert model.images == ((), (0,))
+    assert mirrored.predictor.model_id != plain.predictor.model_id
+    for segmenter in (plain, mirrored):
+        segmenter.set_volume(ball_volume())
+    assert mirrored.add_point(CENTRE).mask.array.shape == plain.add_point(CENTRE).mask.array.shape
 
 
 def test_a_blind_model_answers_from_clicks_alone(toy: Path) -> None:

@@ -115,12 +115,14 @@ class EngineOptions:
             random_walker, watershed, sam2d or unet (see the documentation).
         device: Where to compute.
         zero_image: Hide the image from the model: what clicks alone achieve.
+        mirrors: Average a model's answers over so many mirror images: 1, 2, 4 or 8.
         jobs: Processes that share the cases, and the threads.
     """
 
     model: str = "hr_s"
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     zero_image: Flag = False
+    mirrors: int = 1
     jobs: int = 1
 
 
@@ -157,6 +159,7 @@ def evaluate(
         protocol=protocol.resolve(),
         device=engine.device,
         zero_image=engine.zero_image,
+        mirrors=engine.mirrors,
         split=source.split,
         truth=source.truth,
         subject_pattern=source.subject,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # what chooses targets, which are compared themselves.
 _FREE_OPTIONS = frozenset(
     {
-        *("model", "device", "zero_image"),
+        *("model", "device", "zero_image", "mirrors"),
         *("cases", "truth", "split", "limit"),
         *("protocol", "protocol.min_voxels", "protocol.max_targets"),
     }

@@ -65,6 +65,7 @@ class EvaluationOptions:
         protocol: Targets and clicks.
         device: Where a model computes.
         zero_image: Hide the image from the model.
+        mirrors: Mirror images over which a model's answers are averaged.
         split: Only cases of this split.
         truth: Folder with the truth of challenge files.
         subject_pattern: What in a case name is the subject.
@@ -77,6 +78,7 @@ class EvaluationOptions:
     protocol: InteractionProtocol = field(default_factory=InteractionProtocol)
     device: str = "cpu"
     zero_image: bool = False
+    mirrors: int = 1
     split: str | None = None
     truth: Path | None = None
     subject_pattern: str | None = None

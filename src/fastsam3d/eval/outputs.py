@@ -58,7 +58,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def model_name(run: dict[str, Any]) -> str:
     """Return what was evaluated in a run, as ``run.json`` names it."""
     options = run["options"]
-    return str(options["model"]) + (", no image" if options["zero_image"] else "")
+    mirrors = options.get("mirrors", 1)  # records of earlier versions know none
+    name = str(options["model"]) + (f", {mirrors} mirror images" if mirrors > 1 else "")
+    return name + (", no image" if options["zero_image"] else "")
 
 
 def read_output(output_dir: Path) -> tuple[Record, list[ResultRow]]:

@@ -70,12 +70,14 @@ class SegmenterSpec:
         model: For `fastsam3d.eval.segmenters.create_segmenter`.
         device: The same.
         zero_image: The same.
+        mirrors: The same.
         spacing_mm: The same; ignored for baselines, which have no choice of spacing.
     """
 
     model: str
     device: str = "cpu"
     zero_image: bool = False
+    mirrors: int = 1
     spacing_mm: float | None = None
 
     @classmethod
@@ -88,6 +90,7 @@ class SegmenterSpec:
             model=options.model,
             device=options.device,
             zero_image=options.zero_image,
+            mirrors=options.mirrors,
             spacing_mm=CROP_SPACING_MM if is_fixed else None,
         )
 
@@ -100,6 +103,7 @@ class SegmenterSpec:
             self.model,
             device=self.device,
             zero_image=self.zero_image,
+            mirrors=self.mirrors,
             spacing_mm=None if is_baseline else self.spacing_mm,
         )
 

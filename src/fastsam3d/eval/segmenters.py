@@ -27,6 +27,7 @@ def create_segmenter(
     *,
     device: str = "cpu",
     zero_image: bool = False,
+    mirrors: int = 1,
     spacing_mm: float | None = None,
 ) -> Segmenter:
     """Make a segmenter of a baseline's spec, a model's name or the path of weights.
@@ -37,6 +38,7 @@ def create_segmenter(
             their converted file, whose card says how they want their input.
         device: "auto", "cpu" or "cuda"; the classical baselines compute on the CPU in any case.
         zero_image: Hide the image from the model: what remains is what clicks alone achieve.
+        mirrors: Mirror images of what a model sees over which its answers are averaged.
         spacing_mm: Let the model look with voxels of this side alone, without adapting to the
             object; None leaves the choice to the session.
 
@@ -47,16 +49,17 @@ def create_segmenter(
     """
     kind, _, argument = str(name).partition(":")
     if kind in BASELINES:
-        if zero_image or spacing_mm is not None:
+        if zero_image or mirrors != 1 or spacing_mm is not None:
             raise ConfigError(
-                f"zero_image and spacing_mm are options of models, got {name}; leave them out."
+                f"zero_image, mirrors and spacing_mm are options of models, got {name}; leave "
+                "them out."
             )
         return BASELINES[kind](argument, device)
-    return _session(name, device, zero_image=zero_image, spacing_mm=spacing_mm)
+    return _session(name, device, zero_image=zero_image, mirrors=mirrors, spacing_mm=spacing_mm)
 
 
 def _session(
-    name: str | Path, device: str, *, zero_image: bool, spacing_mm: float | None
+    name: str | Path, device: str, *, zero_image: bool, mirrors: int, spacing_mm: float | None
 ) -> Segmenter:
     # These load torch, which the classical baselines do without.
     from fastsam3d.session import Session  # noqa: PLC0415
@@ -67,7 +70,9 @@ def _session(
         policy = ScalePolicy(
             spacings_mm=(spacing_mm,), finest_voxel=0.0, max_refinements=0, max_growths=0
         )
-    session = Session.from_pretrained(name, device=cast("Device", device), policy=policy)
+    session = Session.from_pretrained(
+        name, device=cast("Device", device), policy=policy, mirrors=mirrors
+    )
     if zero_image:
         session.predictor.model = BlindModel(session.predictor.model)
     return session

@@ -32,6 +32,7 @@ from fastsam3d.session.history import (
     StateCache,
 )
 from fastsam3d.session.looks import LookBack, RoiEncoder, look_back
+from fastsam3d.session.mirrors import MirroredModel
 from fastsam3d.session.predictor import Predictor
 from fastsam3d.session.rounds import Round
 from fastsam3d.session.scale import ScalePolicy
@@ -109,6 +110,7 @@ class Session:
         device: Device = "auto",
         policy: ScalePolicy | None = None,
         engine: EngineName = "auto",
+        mirrors: int = 1,
         disk_cache: Path | None = None,
     ) -> Self:
         """Make a session with the weights of a registry name or a .safetensors file.
@@ -118,13 +120,15 @@ class Session:
             device: Where to compute; "auto" takes CUDA if there is any.
             policy: As the constructor.
             engine: What runs the model, see `fastsam3d.session.engine.create_engine`.
+            mirrors: Average over so many mirror images of what the model sees: 1, 2, 4 or 8, see
+                `fastsam3d.session.mirrors`.
             disk_cache: As the constructor.
 
         Raises:
             ModelNotFoundError: No such model.
             CheckpointError: The weights are damaged or do not fit their card.
-            ConfigError: CUDA, or the package of an engine, is asked for and absent, or the folder
-                cannot be made.
+            ConfigError: CUDA, or the package of an engine, is asked for and absent, there is no
+                such number of mirror images, or the folder cannot be made.
         """
         chosen = choose_device(device)
         card = load_card(name_or_path)
@@ -134,12 +138,10 @@ class Session:
             preprocessing=card.preprocessing,
             weights_sha256=card.sha256,
         )
-        predictor = Predictor(
-            cast("PromptableModel", runner),
-            card.preprocessing,
-            device=chosen,
-            model_id=card.sha256,
-        )
+        model, model_id = cast("PromptableModel", runner), card.sha256
+        if mirrors != 1:
+            model, model_id = MirroredModel(model, mirrors), f"{model_id} {mirrors} mirror images"
+        predictor = Predictor(model, card.preprocessing, device=chosen, model_id=model_id)
         return cls(predictor, policy=policy, disk_cache=disk_cache)
 
     @property
