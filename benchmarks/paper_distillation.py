@@ -2,11 +2,12 @@
 
     python benchmarks/paper_distillation.py FOLDER --device "NVIDIA H100" --commit 1a2b3c4
 
-FOLDER holds, for every model NAME, ``NAME.rows.jsonl``: one line per development target with
-"arm", "case", "source", "structure" and "dice" after each click. Beside it may lie ``NAME.jsonl``
-(the training log), ``NAME.run.json`` (config and facts of the run) and ``errors.json`` (from
-``python -m fastsam3d.train.distill_errors``). Names are `MODELS`, in any selection; others are
-kept under their own name. How the files are made: docs/training/distillation.md.
+FOLDER holds, for every model NAME, the output of ``fastsam3d evaluate`` as ``NAME-dev``, or
+``NAME.rows.jsonl``: one line per target with "arm", "case", "source", "structure" and "dice" after
+each click. Beside it may lie the run's folder ``NAME`` or, of it, ``NAME.jsonl`` (the log) and
+``NAME.run.json``, and ``errors.json`` (from ``python -m fastsam3d.train.distill_errors``). Names
+are `MODELS`, in any selection; others are kept under their own name. How the files are made:
+docs/training/distillation.md.
 
 Means, intervals and paired differences are those of `fastsam3d.eval`: over targets, structures,
 sources; subjects are redrawn within sources. Needs numpy and scipy, no torch.
@@ -26,12 +27,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import DatasetError
 from fastsam3d.eval.comparison import compare_rows
+from fastsam3d.eval.evaluation import RESULTS_FILE
 from fastsam3d.eval.outputs import read_json
 from fastsam3d.eval.provenance import git_commit
 from fastsam3d.eval.results import ResultRow
+from fastsam3d.eval.results import read_rows as read_results
 from fastsam3d.eval.statistics import BOOTSTRAP_DRAWS
 from fastsam3d.eval.summary import summarise
-from fastsam3d.train.runlog import read_log
+from fastsam3d.train.runlog import LOG_FILE, read_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +45,7 @@ HERE = Path(__file__).parent
 FORMAT = 1
 MAX_BYTES = 200_000
 MAX_POINTS = 60
-ROWS = ".rows.jsonl"
+ROWS, EVALUATED = ".rows.jsonl", "-dev"
 # In the order of the tables; how each is called there.
 MODELS = {
     "teacher": "`sam_med3d_b`, the teacher",
@@ -93,14 +96,18 @@ def read_rows(path: Path, subjects: Mapping[str, str], *, arm: str) -> list[Resu
     return rows
 
 
+def _label(structure: str) -> int:
+    """Return a number for a structure, the same in every model; rows do not tell the file's own."""
+    return zlib.crc32(structure.encode())
+
+
 def _target_rows(line: dict[str, Any], subject: str) -> list[ResultRow]:
     nan = float("nan")
     row = ResultRow(
         case=line["case"],
         subject=subject,
         source=line["source"],
-        # Names the structure in every model alike; the value in the file is not known here.
-        label=zlib.crc32(line["structure"].encode()),
+        label=_label(line["structure"]),
         component=0,
         structure=line["structure"],
         seed=0,
@@ -120,6 +127,33 @@ def _target_rows(line: dict[str, Any], subject: str) -> list[ResultRow]:
         quality=0.0,
     )
     return [replace(row, round=n, dice=dice) for n, dice in enumerate(line["dice"], start=1)]
+
+
+def rows_by_model(
+    folder: Path, subjects: Mapping[str, str], *, arm: str
+) -> dict[str, list[ResultRow]]:
+    """Return every model's rows, in the order of the tables.
+
+    Raises:
+        DatasetError: There are none, or a file is damaged.
+    """
+    found = {
+        path.name.removesuffix(ROWS): read_rows(path, subjects, arm=arm)
+        for path in folder.glob(f"*{ROWS}")
+    }
+    for path in folder.glob(f"*{EVALUATED}/{RESULTS_FILE}"):
+        found[path.parent.name.removesuffix(EVALUATED)] = [
+            replace(
+                row,
+                label=_label(row.structure),
+                subject=subjects.get(row.case, row.subject),
+            )
+            for row in read_results(path)
+        ]
+    if not found:
+        raise DatasetError(f"{folder} holds no *{ROWS}; give the folder of the chain's files.")
+    order = [*MODELS, *sorted(found.keys() - MODELS.keys())]
+    return {name: found[name] for name in order if name in found}
 
 
 def dice_of(rows: Sequence[ResultRow]) -> dict[str, Any]:
@@ -180,7 +214,7 @@ def thinned(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def training_of(folder: Path, name: str) -> dict[str, Any]:
     """Return what log and record of a run say about it; empty where there are none."""
-    log = read_log(folder / f"{name}.jsonl")
+    log = read_log(_either(folder / f"{name}.jsonl", folder / name / LOG_FILE))
     found: dict[str, Any] = {}
     if log:
         last = log[-1]
@@ -191,7 +225,7 @@ def training_of(folder: Path, name: str) -> dict[str, Any]:
             "skipped_steps": last["skipped"],
             "log": thinned(log),
         }
-    record = folder / f"{name}.run.json"
+    record = _either(folder / f"{name}.run.json", folder / name / "run.json")
     if record.is_file():
         content = read_json(record)
         config = content["config"]
@@ -228,15 +262,11 @@ def collect(
     Raises:
         DatasetError: There are no rows, or a file is damaged.
     """
-    there = {path.name.removesuffix(ROWS) for path in folder.glob(f"*{ROWS}")}
-    names = [name for name in MODELS if name in there] + sorted(there - MODELS.keys())
-    if not names:
-        raise DatasetError(f"{folder} holds no *{ROWS}; give the folder of the chain's files.")
-    rows = {name: read_rows(folder / f"{name}{ROWS}", subjects, arm=arm) for name in names}
+    rows = rows_by_model(folder, subjects, arm=arm)
     errors = errors_by_model(folder)
     called = MODELS | dict(words or {})
     models: dict[str, Any] = {}
-    for name in names:
+    for name in rows:
         of = {"words": called.get(name, f"`{name}`"), **dice_of(rows[name])}
         of |= training_of(folder, name)
         if name in errors:
@@ -250,7 +280,7 @@ def collect(
                 for base in BASES
                 if base in rows and base != name
             }
-            for name in names
+            for name in rows
         },
     }
 
@@ -258,6 +288,10 @@ def collect(
 def read_subjects(path: Path) -> dict[str, str]:
     """Return who was scanned, by case, from an exported evaluation of the same cases."""
     return {target["case"]: target["subject"] for target in read_json(path)["targets"]}
+
+
+def _either(first: Path, second: Path) -> Path:
+    return first if first.is_file() else second
 
 
 def _at_clicks(estimates: Mapping[str, Estimate]) -> dict[str, list[float | None]]:

@@ -1,8 +1,8 @@
 """Write every table of docs/paper.md from committed JSON: ``python benchmarks/paper_tables.py``.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is replaced,
-the rest of the page is left alone. ``--check`` writes nothing and fails where the page differs from
-its files. A table whose file is not there yet says so.
+A table, or a figure's line, stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is
+between is replaced, the rest of the page is left alone. ``--check`` writes nothing and fails where
+the page differs from its files. A table whose file is not there yet says so.
 """
 
 from __future__ import annotations
@@ -261,6 +261,13 @@ def published_table(folder: Path) -> str:
     return _with_sources(_table(heads, rows), folder, ATTENTION)
 
 
+def figure_block(folder: Path, *, file: str, words: str) -> str:
+    """A figure that ``paper_figures.py`` draws, once there is something to draw."""
+    if not (folder / DISTILLATION).is_file():
+        return _sentence(NOT_YET)
+    return f"\n![{words}](figures/{file})\n"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "dice": dice_table,
     "sources": source_table,
@@ -276,6 +283,17 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "alignment": alignment_table,
     "less_teacher": partial(difference_table, base="teacher"),
     "less_scratch": partial(difference_table, base="from_scratch"),
+    "figure_clicks": partial(
+        figure_block, file="paper_clicks.png", words="Dice by number of clicks of every model"
+    ),
+    "figure_training": partial(
+        figure_block,
+        file="paper_training.png",
+        words="IoU and embedding error by minute of training",
+    ),
+    "figure_layers": partial(
+        figure_block, file="paper_layers.png", words="error and alignment of features by layer"
+    ),
 }
 
 
