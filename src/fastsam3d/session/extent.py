@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from fastsam3d.preprocess.roi import MASK_LOGIT_THRESHOLD, Roi, canonical_spacing
+from fastsam3d.session.connected import connected_to
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def measure_mask(
         return MaskExtent()
     seeds = _half_seeds(clicks, half.shape)
     is_hit = half[tuple(seeds.T)]
-    part = _connected(half, seeds[is_hit]) if is_hit.any() else half
+    part = connected_to(half, seeds[is_hit]) if is_hit.any() else half
     sides = [_trimmed_range(part, axis, policy.trim) for axis in range(3)]
     (i0, i1), (j0, j1), (k0, k1) = sides
     return MaskExtent(
@@ -100,7 +100,7 @@ def clicked_parts(logits_IJK: Tensor, clicks: Points) -> Tensor:
     seeds = seeds[half[tuple(seeds.T)]]
     if not len(seeds):
         return logits_IJK
-    part = _connected(half, seeds)
+    part = connected_to(half, seeds)
     if np.array_equal(part, half):  # as most often
         return logits_IJK
     part = part.repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -165,12 +165,6 @@ def _inside_scan(
             covered = int(np.count_nonzero(np.moveaxis(kept, axis, 0)[face]))
             num_cut_faces += is_open_face and covered >= needed
     return kept, num_cut_faces
-
-
-def _connected(mask: NDArray[np.bool_], seeds: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Return the connected parts (over faces) of a mask that hold a seed."""
-    labels = cast("NDArray[np.int32]", cast("Any", ndimage).label(mask)[0])
-    return np.isin(labels, labels[tuple(seeds.T)])
 
 
 def _trimmed_range(part: NDArray[np.bool_], axis: int, trim: float) -> tuple[int, int]:
