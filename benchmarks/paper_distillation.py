@@ -217,10 +217,14 @@ def training_of(folder: Path, name: str) -> dict[str, Any]:
     log = read_log(_either(folder / f"{name}.jsonl", folder / name / LOG_FILE))
     found: dict[str, Any] = {}
     if log:
-        last = log[-1]
+        last, window = log[-1], log[0]["step"]
+        planned = last["num_steps"] or last["step"]
+        # The last steps of a whole run are not logged; a run that was cut off ends with its log.
+        steps = planned if planned - last["step"] < window else last["step"]
         found = {
-            "steps": last["num_steps"] or last["step"],
-            "minutes": round(last["seconds"] / 60, 2),
+            "steps": steps,
+            "planned_steps": planned,
+            "minutes": round(last["seconds"] / 60 * steps / last["step"], 2),
             "rois": last["rois"],
             "skipped_steps": last["skipped"],
             "log": thinned(log),
@@ -229,8 +233,9 @@ def training_of(folder: Path, name: str) -> dict[str, Any]:
     if record.is_file():
         content = read_json(record)
         config = content["config"]
-        kept = ("model", "depth", "minutes", "seed", "teacher")
+        kept = ("model", "depth", "attention", "minutes", "seed", "teacher")
         found["config"] = {key: config[key] for key in kept if key in config}
+        found["config"]["roi_voxels"] = config["generator"]["size"]
         found["facts"] = content["facts"]
     return found
 

@@ -43,7 +43,8 @@ def write_run(folder: Path, name: str, *, num_lines: int = 4) -> None:
         for n in range(1, num_lines + 1)
     ]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = {"model": "fastsam3d_6l", "minutes": 0.4, "seed": 3, "ema": 0.9}
+    config: dict[str, Any] = {"model": "fastsam3d_6l", "minutes": 0.4, "seed": 3, "ema": 0.9}
+    config["generator"] = {"size": 128, "num_real": 2}
     facts = {"seconds_per_step": {"neck": 0.1}}
     (folder / f"{name}.run.json").write_text(json.dumps({"config": config, "facts": facts}))
 
@@ -140,6 +141,7 @@ def test_the_record_says_how_it_was_made(record: Path) -> None:
         "model": "fastsam3d_6l",
         "minutes": 0.4,
         "seed": 3,
+        "roi_voxels": 128,
     }
 
 
@@ -184,6 +186,17 @@ def test_other_models_are_called_as_asked(chain: Path) -> None:
 
     assert list(found)[-1] == "wide"
     assert found["wide"]["words"] == "a whole volume"
+
+
+@pytest.mark.parametrize(("planned", "steps", "minutes"), [(110, 110, 0.44), (200, 100, 0.4)])
+def test_a_run_that_was_cut_off_has_the_steps_it_made(
+    chain: Path, planned: int, steps: int, minutes: float
+) -> None:
+    path = chain / "progressive.jsonl"
+    path.write_text(path.read_text().replace('"num_steps": 100', f'"num_steps": {planned}'))
+    found = collect(chain, SUBJECTS)["models"]["progressive"]
+
+    assert (found["steps"], found["planned_steps"], found["minutes"]) == (steps, planned, minutes)
 
 
 def test_curves_are_thinned_by_means() -> None:
