@@ -40,6 +40,7 @@ STYLES: dict[str, tuple[str, str]] = {
 OTHERS = ("#e69f00", "#f0e442")
 BARS = ("1", "3", "5", "10")
 FAR = 2.0
+USUAL_ROI = 128
 
 
 def styles(record: Json) -> dict[str, dict[str, Any]]:
@@ -83,7 +84,8 @@ def plot_training(record: Json, folder: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
     for name, style in styles(record).items():
         of = record["models"][name]
-        if "log" not in of:
+        # Other ROIs are other tasks: their IoU is not to be compared.
+        if "log" not in of or of.get("config", {}).get("roi_voxels", USUAL_ROI) != USUAL_ROI:
             continue
         log, last = of["log"], of["minutes"]
         if name == "teacher":  # its minutes are others: show where it ended

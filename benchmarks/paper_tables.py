@@ -30,7 +30,7 @@ NOT_YET = "not measured yet"
 NO_WEIGHTS = "no weights"
 TIMES = "\N{MULTIPLICATION SIGN}"
 CLICKS = ("1", "3", "5", "10")
-SLICES = 128
+SLICES = USUAL_ROI = 128
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 DISTILLATION, SHIPPED = "paper_distillation.json", "dev_hr_s.json"
@@ -103,7 +103,7 @@ def distillation_table(folder: Path) -> str:
     record = _record(folder, DISTILLATION)
     if record is None:
         return _sentence(NOT_YET)
-    models = {name: of for name, of in _models(record).items() if "steps" in of}
+    models = {n: of for n, of in _models(record).items() if "steps" in of and not _is_wide(of)}
     layers, cells = _layer_columns(models, "error")
     rows = [
         [
@@ -142,6 +142,31 @@ def difference_table(folder: Path, *, base: str) -> str:
     ]
     heads = ["", "1 click", "3 clicks", "5 clicks", "10 clicks"]
     return _with_sources(_table(heads, rows), folder, DISTILLATION)
+
+
+def wide_table(folder: Path) -> str:
+    """Models that see a larger part of the volume at once, beside the bundled one."""
+    record = _record(folder, DISTILLATION)
+    models = {} if record is None else _models(record)
+    wide = [of for of in models.values() if _is_wide(of)]
+    if not wide:
+        return _sentence(NOT_YET)
+    usual = models["hr_s"]["dice"] if "hr_s" in models else _shipped_dice(folder)
+    rows = [["`hr_s`, bundled", f"{USUAL_ROI}³", "dense", MISSING, *_dice_row("", usual)[1:]]]
+    for of in wide:
+        config = of["config"]
+        rows.append(
+            [
+                of["words"],
+                f"{config['roi_voxels']}³",
+                config.get("attention") or "dense",
+                f"{of['minutes']:.1f}",
+                *_dice_row("", of["dice"])[1:],
+            ]
+        )
+    heads = ["", "ROI, voxels", "attention", "minutes", "1 click", "3 clicks", "5 clicks"]
+    table = _table([*heads, "10 clicks", "95 % at 3 clicks"], rows)
+    return _with_sources(table, folder, DISTILLATION, SHIPPED)
 
 
 def gpu_table(folder: Path) -> str:
@@ -279,6 +304,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "attention_memory": partial(attention_table, figure="forward_backward_peak_mib"),
     "encoders": encoder_table,
     "published_attention": published_table,
+    "wide": wide_table,
     "distillation": distillation_table,
     "alignment": alignment_table,
     "less_teacher": partial(difference_table, base="teacher"),
@@ -354,6 +380,10 @@ def _layer_columns(models: dict[str, Json], figure: str) -> tuple[list[str], dic
         names += [name for name in of if name not in names]
     heads = ["embedding" if name == "neck" else name.replace("layer", "layer ") for name in names]
     return heads, {m: [_share([of.get(name)]) for name in names] for m, of in found.items()}
+
+
+def _is_wide(model: Json) -> bool:
+    return model.get("config", {}).get("roi_voxels", USUAL_ROI) > USUAL_ROI
 
 
 def _answer(model: Json) -> float:

@@ -298,6 +298,20 @@ def test_the_ablation_takes_the_place_of_the_longer_benchmark(record: Path) -> N
     assert [cells(memory, row)[-1] for row in ("8", "16")] == ["2.0", "2.0"]
 
 
+def test_larger_rois_have_a_table_of_their_own(record: Path) -> None:
+    found = json.loads((record / DISTILLATION).read_text())
+    wide = found["models"]["progressive"]
+    wide["config"] |= {"roi_voxels": 256, "attention": "dilated"}
+    (record / DISTILLATION).write_text(json.dumps(found))
+
+    shown = ["256³", "dilated", "0.4", ".700", ".800", ".800", ".800", ".800 to .800"]
+    assert cells(TABLES["wide"](record), "progressive") == shown
+    assert "progressive" not in TABLES["distillation"](record)
+    del found["models"]["progressive"]
+    (record / DISTILLATION).write_text(json.dumps(found))
+    assert TABLES["wide"](record).strip() == "Not measured yet."
+
+
 def test_marks_that_mean_nothing_are_refused() -> None:
     for page in ("<!-- table: nonsense -->\n<!-- end -->", "<!-- table: dice -->\n"):
         with pytest.raises(DatasetError):
