@@ -88,7 +88,7 @@ def plot_training(record: Json, folder: Path) -> None:
         if "log" not in of or of.get("config", {}).get("roi_voxels", USUAL_ROI) != USUAL_ROI:
             continue
         log, last = of["log"], of["minutes"]
-        if name == "teacher":  # its minutes are others: show where it ended
+        if name == "teacher" and "iou" in log:  # its minutes are others: show where it ended
             left.axhline(log["iou"][-1], linestyle="--", linewidth=1.2, **_line(style))
             continue
         for axes, key in ((left, "iou"), (right, "neck_error")):
