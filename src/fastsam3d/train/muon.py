@@ -54,7 +54,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / (norms[:, None, None] + 1e-7)
     for _ in range(NUM_STEPS):
         gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # a x + (b gram + c gram gram) x, each sum inside the product's own kernel.
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.transpose(1, 2) if is_tall else x).to(matrices.dtype)
 
 
