@@ -2,7 +2,7 @@
 
 import sys
 
-from fastsam3d.cli.main import main
+from fastsam3d.cli.start import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 
 import fastsam3d
 from fastsam3d.cli.usage import UsageError
@@ -82,13 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 typed error, 2 wrong usage, 130 interrupted.
     """
-    errors = Console(stderr=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         build_app()(
             words,
             exit_on_error=False,
-            error_console=errors,
             result_action="return_value",
         )
     except CycloptsError:

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fastsam3d.cli.progress import show_progress
+from fastsam3d.cli.start import tracing_later
 from fastsam3d.cli.usage import Flag, PromptOptions, UsageError
 from fastsam3d.errors import VolumeWriteError
 
@@ -149,7 +150,9 @@ def _read(image: Path, time: int | None) -> Volume:
 
 
 def _load(engine: EngineOptions) -> Session:
-    from fastsam3d.session import Session
+    # The other engines compile or export the model.
+    with tracing_later() if engine.engine in {"auto", "torch"} else nullcontext():
+        from fastsam3d.session import Session
 
     return Session.from_pretrained(
         engine.model,
