@@ -259,7 +259,8 @@ class Checked:
             tables = (encoder.trunk.rope_cos, encoder.trunk.rope_sin)
         else:
             blocks, x = encoder.blocks, x.view(BATCH, grid, grid, grid, width)
-        compiled = [torch.compile(block, dynamic=False) for block in blocks]
+        mode = self.engine.options.compile_mode
+        compiled = [torch.compile(block, dynamic=False, mode=mode) for block in blocks]
 
         def run(these: Any = compiled) -> torch.Tensor:
             y = x
