@@ -2,9 +2,11 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -86,27 +88,54 @@ def test_nothing_stays_in_the_way_when_the_import_fails(kernels):
     assert kernels not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("words", "is_brief"),
-    [
-        (["segment", "ct.nii.gz"], True),
-        (["segment", "--help"], False),
-        (["serve"], False),
-        ([], False),
-    ],
-)
-def test_only_what_answers_once_is_never_searched_for_cycles(monkeypatch, words, is_brief):
+@pytest.fixture
+def process(monkeypatch):
+    """What a process does in order, with stand-ins for its work and its end."""
     seen = []
-    monkeypatch.setattr(sys, "argv", ["fastsam3d", *words])
     monkeypatch.setattr(start, "load_libraries", lambda: seen.append("libraries"))
-    monkeypatch.setattr(command, "main", lambda given: seen.append((given, gc.isenabled())) or 7)
-    try:
-        assert start.run() == 7
-    finally:
-        gc.enable()
-        gc.unfreeze()
-    assert seen[-1] == (words, not is_brief)
-    assert ("libraries" in seen) == is_brief
+    monkeypatch.setattr(command, "main", lambda words: seen.append((words, gc.isenabled())) or 7)
+    monkeypatch.setattr(start.os, "_exit", lambda code: seen.append(f"exit {code}"))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    yield seen
+    gc.enable()
+
+
+@pytest.mark.parametrize("words", [["segment", "--help"], ["serve"], []])
+def test_a_command_that_stays_is_run_as_any_program(monkeypatch, process, words):
+    monkeypatch.setattr(sys, "argv", ["fastsam3d", *words])
+    assert start.run() == 7
+    assert process == [(words, True)]
+
+
+def test_a_command_that_answers_once_is_not_searched_for_cycles_and_ends_at_once(
+    monkeypatch, process
+):
+    monkeypatch.setattr(sys, "argv", ["fastsam3d", "segment", "ct.nii.gz"])
+    start.run()
+    assert sorted(process[:2], key=str) == [(["segment", "ct.nii.gz"], False), "libraries"]
+    assert process[2:] == ["exit 7"]
+
+
+UNWRITTEN = """
+from fastsam3d.cli import main, start
+main.main = lambda words: print("an answer") or 0
+start.load_libraries = lambda: None
+raise SystemExit(start.run())
+"""
+
+
+def test_output_that_cannot_be_written_is_told_of():
+    environment = {n: v for n, v in os.environ.items() if n != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", UNWRITTEN, "segment"],
+            check=False,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 120  # as Python says it
+    assert b"No space left" in done.stderr
 
 
 def test_libraries_that_lie_elsewhere_are_left_to_torch(monkeypatch, tmp_path):
