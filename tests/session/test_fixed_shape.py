@@ -154,6 +154,18 @@ def test_reduced_precision_stays_near(config) -> None:
     assert (found - wanted).norm() < 0.1 * wanted.norm()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernel serves")
+@pytest.mark.parametrize("config", [TINY_TEACHER, TINY_STUDENT], ids=lambda c: c.name)
+def test_a_kernel_that_does_not_serve_the_device_is_passed_over(config) -> None:
+    model, _ = make(config)
+    engine = FixedShapeEngine(model, replace(EAGER, has_window_kernel=True))
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image).tokens
+    found = engine.encode_image(image).tokens
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine can capture")
 def test_capture_without_cuda_is_refused() -> None:
     with pytest.raises(ConfigError, match="CUDA"):

@@ -12,12 +12,16 @@ Source: SAM-Med3D (uni-medical, commit f3de1fa, Apache-2.0), `Attention` and `wi
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsam3d.model.config import AttentionPath
 from fastsam3d.model.relpos import (
+    BiasTerms,
     PaddingConstants,
     RelativeTables,
     TableRows,
@@ -29,6 +33,10 @@ from fastsam3d.model.relpos import (
 
 # Tensor cores want rows of 16 bytes; with 14 keys a slower product would be chosen.
 _ALIGNED_KEYS = 8
+_HAS_TRITON = find_spec("triton") is not None
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+_KERNEL_GRID = 8
+_KERNEL_CHANNELS = (32, 64, 128)
 
 
 class WindowAttention(nn.Module):
@@ -38,6 +46,7 @@ class WindowAttention(nn.Module):
         path: ``fast`` or ``reference``; both take the same weights and agree to rounding.
         num_heads: Attention heads.
         extent: Side of the window in tokens; larger than the grid means zero padding.
+        has_kernel: The Triton kernel is taken where it serves, see `use_kernel`.
     """
 
     def __init__(self, dim: int, *, num_heads: int, extent: int, path: AttentionPath) -> None:
@@ -52,6 +61,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
         self._fixed: tuple[TableRows, PaddingConstants | None] | None = None
+        self.has_kernel = False
 
     @property
     def tables(self) -> RelativeTables:
@@ -69,6 +79,13 @@ class WindowAttention(nn.Module):
         spare = -self.extent % _ALIGNED_KEYS
         padded = (F.pad(row.to(dtype), (0, 0, 0, spare)) for row in rows)
         self._fixed = TableRows(*padded), constants
+
+    def use_kernel(self) -> None:
+        """Take the Triton kernel, which has no gradient, where device, type and shapes allow."""
+        self.has_kernel = _HAS_TRITON
+        if _HAS_TRITON:
+            # Registers the operator; not while a compiler traces the forward pass.
+            import_module("fastsam3d.model.window_attention_kernel")
 
     def _constants(self, size: int) -> tuple[TableRows, PaddingConstants | None]:
         if self._fixed is not None:
@@ -108,7 +125,9 @@ class WindowAttention(nn.Module):
         q, k, v = self._project(x_BIJKC)
         rows, constants = self._constants(size)
         terms = bias_terms(_to_cube(q, size), rows)
-        terms = type(terms)(*(term[..., : self.extent] for term in terms))
+        wide, terms = terms, type(terms)(*(term[..., : self.extent] for term in terms))
+        if self.has_kernel and _serves(q, size):
+            return self._attend_in_kernel(q, k, v, wide, terms, constants).view(x_BIJKC.shape)
         real = type(terms)(*(term[..., :size] for term in terms)).broadcast()
         bias = real.reshape(*q.shape[:3], size**3)
         if constants is not None:
@@ -119,6 +138,26 @@ class WindowAttention(nn.Module):
             v = _append_token(v, v_bias)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return _join_heads(mixed).view(x_BIJKC.shape)
+
+    def _attend_in_kernel(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        wide: BiasTerms,
+        terms: BiasTerms,
+        constants: PaddingConstants | None,
+    ) -> Tensor:
+        padding: list[Tensor] = []
+        if constants is not None:
+            _, k_bias, v_bias = self.qkv.bias.view(3, self.num_heads, -1)
+            padding = [padding_bias(terms, constants), k_bias, v_bias]
+        return torch.ops.fastsam3d.window_attention(q, k, v, list(wide), padding)
+
+
+def _serves(q_BHTD: Tensor, size: int) -> bool:
+    fits = size == _KERNEL_GRID and q_BHTD.shape[-1] in _KERNEL_CHANNELS
+    return fits and q_BHTD.is_cuda and q_BHTD.dtype in _KERNEL_DTYPES
 
 
 def _to_cube(q_BHTD: Tensor, size: int) -> Tensor:

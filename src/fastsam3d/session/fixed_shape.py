@@ -51,6 +51,8 @@ class FixedShapeConfig:
             each product and convolution first, which takes several minutes.
         is_captured: Replay CUDA graphs; False runs the same buffers eagerly, on any device.
         max_points: Most points of one prompt set; more are left to the eager model.
+        has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
+            of forming it, where Triton and the shapes allow; off until it is measured on a GPU.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -58,6 +60,7 @@ class FixedShapeConfig:
     compile_mode: CompileMode = "default"
     is_captured: bool = True
     max_points: int = 16
+    has_window_kernel: bool = False
 
 
 class _Kind(NamedTuple):
@@ -89,7 +92,7 @@ class FixedShapeEngine:
             msg = f"CUDA graphs need a CUDA device, got {device.type}; use engine='torch'."
             raise ConfigError(msg)
         self.device = device
-        self._model = _reduced(model, self.options.dtype)
+        self._model = _reduced(model, self.options)
         self._is_own = isinstance(model, HighResSam3D)
         self._lock = threading.Lock()
         self._encoder: Replay | None = None
@@ -292,7 +295,8 @@ def _to_host(part: Tensor) -> Tensor:
     return host.copy_(part, non_blocking=True)
 
 
-def _reduced(model: Model, dtype: torch.dtype) -> Model:
+def _reduced(model: Model, options: FixedShapeConfig) -> Model:
+    dtype = options.dtype
     reduced = copy.deepcopy(model)
     if isinstance(reduced, HighResSam3D):
         reduced.decoder.is_limited = False  # the box around the object has no fixed shape
@@ -300,6 +304,8 @@ def _reduced(model: Model, dtype: torch.dtype) -> Model:
         if isinstance(module, WindowAttention):
             with torch.no_grad():  # while its tables are float32
                 module.fix(reduced.config.grid_size, dtype)
+            if options.has_window_kernel:
+                module.use_kernel()
     for module in reduced.modules():
         if isinstance(module, _MATRIX_LAYERS):
             module.to(dtype)
