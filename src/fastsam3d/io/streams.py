@@ -30,8 +30,9 @@ _limit = ContextVar("volume_limit", default=MAX_VOLUME_BYTES)
 _HEAD_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 2**20
 # Inflated data is made in pieces that fit the cache, straight into their place: asked for the whole
-# at once, the gzip readers make it twice over.
-_PIECE_BYTES: Final = 2**18
+# at once, the gzip readers make it twice over. Of smaller ones there are more, and with each the
+# reader takes Python's lock from whoever works beside it.
+_PIECE_BYTES: Final = 2**20
 
 _gzip_file: Any = gzip.GzipFile
 _damaged_stream: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
