@@ -61,7 +61,8 @@ def test_the_kernel_equals_the_formed_bias(extent: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+@pytest.mark.parametrize("dim", [128, 256])
 @pytest.mark.parametrize("extent", [8, 14])
-def test_on_a_gpu_at_full_size(extent: int) -> None:
-    found, expected = both_paths(8, extent, 128, "cuda", torch.bfloat16)
+def test_on_a_gpu_at_full_size(extent: int, dim: int) -> None:
+    found, expected = both_paths(8, extent, dim, "cuda", torch.bfloat16)
     assert (found - expected).norm() < 0.02 * expected.norm()

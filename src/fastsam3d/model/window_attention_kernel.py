@@ -106,7 +106,8 @@ def window_attention(
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
     _forward[side, batch * heads](
         q, k, v, *terms, virtual, k_pad, v_pad, out, *strides, heads, channels**-0.5,
-        N=side, D=channels, E=extent, HAS_PADDING=bool(padding), num_warps=4,
+        N=side, D=channels, E=extent, HAS_PADDING=bool(padding),
+        num_warps=4 if channels <= 64 else 8,  # of 128 channels four would not hold a tile
     )  # fmt: skip
     return out
 
