@@ -91,19 +91,28 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
         msg = f"Weights file {path} is not a safetensors file ({error}); fetch it again."
         raise CheckpointError(msg) from error
     state = dequantise(tensors) if card.quantisation == "int8" else tensors
-    _check_trunk_size(card, state, path)
+    check_trunk(card, path, sum(tensor.numel() for tensor in state.values()))
     return state, card
 
 
-def _check_trunk_size(card: WeightsCard, state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a card whose network is far larger than its weights, before it is allocated."""
+def check_trunk(card: WeightsCard, path: Path, held: int | None = None) -> None:
+    """Refuse a card whose network is far larger than its weights, before it is allocated.
+
+    Args:
+        card: Whose architecture would be built.
+        path: The weights file.
+        held: How many numbers it holds; by default as many as it could, one in each byte.
+
+    Raises:
+        CheckpointError: The trunk alone would need more.
+    """
     config = card.architecture
     trunk = config.depth * 2 * int(config.mlp_ratio * config.embed_dim) * config.embed_dim
-    held = sum(tensor.numel() for tensor in state.values())
-    if trunk > held:
+    limit = path.stat().st_size if held is None else held
+    if trunk > limit:
         msg = (
             f"Weights file {path} does not fit its architecture: the trunk alone needs {trunk} "
-            f"numbers and the file holds {held}; fetch weights and card again."
+            f"numbers and the file holds {limit} at most; fetch weights and card again."
         )
         raise CheckpointError(msg)
 

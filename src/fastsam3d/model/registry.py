@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 import difflib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -55,10 +56,14 @@ def create_model(name: str, **overrides: Any) -> Model:
 
 def build_model(config: ModelConfig) -> Model:
     """Build the network that a config describes, with random weights."""
+    return _laid_out(_build(config))
+
+
+def _build(config: ModelConfig) -> Model:
     if config.family == "hr":
         from fastsam3d.model.hr import HighResSam3D  # noqa: PLC0415 (each family on demand)
 
-        return _laid_out(HighResSam3D(config))
+        return HighResSam3D(config)
     from fastsam3d.model.sam_med3d import SamMed3D  # noqa: PLC0415
 
     return SamMed3D(config)
@@ -136,12 +141,15 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
         CheckpointError: The weights are damaged or do not fit their card.
     """
     from fastsam3d.model.checkpoint import check_fit, load_state  # noqa: PLC0415 (loads torch)
-    from fastsam3d.model.layers import without_random_weights  # noqa: PLC0415
 
     path = find_weights(name_or_path)
-    state, card = load_state(path)
-    with without_random_weights():
-        model = build_model(card.architecture)
+    with ThreadPoolExecutor(1) as beside:
+        # Reading, hashing and widening numbers leave Python's lock to the building of modules.
+        reading = beside.submit(load_state, path)
+        try:
+            model = _build_empty(path)
+        finally:  # what is wrong with the file itself is told first
+            state, _ = reading.result()
     check_fit(model, state, path)
     # The tensors just read become the parameters; a copy would double time and memory.
     model.load_state_dict(state, strict=True, assign=True)
@@ -149,6 +157,17 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
     if model.config.family == "hr":
         cast("HighResSam3D", model).decoder.is_limited = str(device).startswith("cpu")
     return model
+
+
+def _build_empty(path: Path) -> Model:
+    """Build the network of a weights file; its weights are as the memory was."""
+    from fastsam3d.model.checkpoint import check_trunk  # noqa: PLC0415 (loads torch)
+    from fastsam3d.model.layers import without_random_weights  # noqa: PLC0415
+
+    card = read_card(path)
+    check_trunk(card, path)
+    with without_random_weights():
+        return _build(card.architecture)
 
 
 def _laid_out(model: Model) -> Model:
