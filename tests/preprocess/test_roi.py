@@ -11,6 +11,7 @@ from fastsam3d.preprocess.roi import (
     MASK_PROMPT_LOGIT,
     Roi,
     cut_roi,
+    foreground,
     mask_to_logits,
     paste_logits,
     resample_logits,
@@ -213,3 +214,9 @@ def test_logits_carried_to_a_coarser_roi_keep_the_object_in_place(size):
     count_mm3 = (carried > 0).sum().item() * (2.0 * step) ** 3
     assert count_mm3 == pytest.approx(4 / 3 * np.pi * 9.0**3, rel=0.35)
     assert carried[0, 0, 0] == -MASK_PROMPT_LOGIT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_foreground_is_what_lies_above_the_threshold(dtype):
+    logits = torch.tensor([-1.0, -0.0, 0.0, 1e-7, 3.0, torch.nan, torch.inf], dtype=dtype)
+    assert foreground(logits).tolist() == (logits > 0).tolist()

@@ -63,8 +63,9 @@ def roi_percentile_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:
     low, high, mean, scale = (
         value_B1[:, :, None, None, None] for value_B1 in (low_B1, high_B1, mean_B1, scale_B1)
     )
-    inside = torch.where(valid_B1IJK, image_B1IJK.to(torch.float32), low)
-    return (inside.clamp(low, high) - low - mean) * scale
+    # In place: on a CPU, memory never touched before costs more than the arithmetic.
+    image = torch.where(valid_B1IJK, image_B1IJK.to(torch.float32), low)
+    return image.clamp_(low, high).sub_(low).sub_(mean).mul_(scale)
 
 
 def foreground_zscore(image_B1IJK: Tensor, valid_B1IJK: Tensor) -> Tensor:

@@ -175,10 +175,9 @@ def paste_logits(
         in it, shape `region.shape`; everything outside of the region is background.
     """
     reorder = geometry.canonical_reorder()
-    is_mask = logits_IJK > MASK_LOGIT_THRESHOLD
     taps: list[AxisTaps] = []
     ranges: list[tuple[int, int]] = []
-    for axis, is_hit in enumerate(_planes_with_any(is_mask)):
+    for axis, is_hit in enumerate(_planes_with_any(logits_IJK)):
         hits = np.flatnonzero(is_hit)
         if not hits.size:
             return Region((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), np.uint8)
@@ -198,6 +197,14 @@ def paste_logits(
     mask = _interpolate_and_threshold(logits, stored)
     flipped = tuple(axis for axis in range(3) if inverse.flips[axis])
     return region, np.flip(mask, flipped)
+
+
+def foreground(logits: Tensor) -> NDArray[np.bool_]:
+    """Return where logits are those of foreground; any float type, shape and device."""
+    if logits.device.type != "cpu":
+        return (logits > MASK_LOGIT_THRESHOLD).cpu().numpy()
+    # numpy compares seven times as fast on one core.
+    return logits.detach().to(torch.float32).numpy() > np.float32(MASK_LOGIT_THRESHOLD)
 
 
 def paste_values(
@@ -276,13 +283,14 @@ def mask_to_logits(mask_IJK: NDArray[Any], geometry: Geometry, roi: Roi, *, size
     return (2.0 * share[0, 0] - 1.0) * MASK_PROMPT_LOGIT
 
 
-def _planes_with_any(is_mask_IJK: Tensor) -> list[NDArray[np.bool_]]:
+def _planes_with_any(logits_IJK: Tensor) -> list[NDArray[np.bool_]]:
     """Return for each axis which of its planes have any foreground."""
-    if is_mask_IJK.device.type != "cpu":
+    if logits_IJK.device.type != "cpu":
+        is_mask = logits_IJK > MASK_LOGIT_THRESHOLD
         planes = ([a for a in range(3) if a != axis] for axis in range(3))
-        return [is_mask_IJK.sum(others).gt(0).cpu().numpy() for others in planes]
+        return [is_mask.sum(others).gt(0).cpu().numpy() for others in planes]
     # numpy looks at many booleans at once, which torch counts one by one.
-    array = is_mask_IJK.numpy()
+    array = foreground(logits_IJK)
     seen_JK: NDArray[np.bool_] = np.any(array, axis=0)
     return [np.any(array, axis=(1, 2)), np.any(seen_JK, axis=1), np.any(seen_JK, axis=0)]
 
@@ -350,14 +358,15 @@ def _interpolate_and_threshold(logits_IJK: Tensor, taps: Sequence[AxisTaps]) -> 
     first, second, third = (t.shifted(-low) for t, (low, _) in zip(taps, spans, strict=True))
     rows = box @ axis_matrix(third, box.shape[2])
     planes = _interpolate_second_axis(rows, second)
-    mask = torch.empty((len(first.index), *planes.shape[1:]), dtype=torch.bool)
+    mask = np.empty((len(first.index), *planes.shape[1:]), np.bool_)
     buffer = torch.empty(planes.shape[1:])
+    threshold = np.float32(MASK_LOGIT_THRESHOLD)
     for n, ((low, high), (_, fraction)) in enumerate(
         zip(first.index.tolist(), first.weights.tolist(), strict=True)
     ):
         torch.lerp(planes[low], planes[high], fraction, out=buffer)
-        torch.gt(buffer, MASK_LOGIT_THRESHOLD, out=mask[n])
-    return mask.numpy().view(np.uint8)
+        np.greater(buffer.numpy(), threshold, out=mask[n])
+    return mask.view(np.uint8)
 
 
 def _interpolate_second_axis(rows: Tensor, taps: AxisTaps) -> Tensor:

@@ -20,10 +20,10 @@ import torch
 from torch.nn.functional import avg_pool3d, interpolate
 
 from fastsam3d.preprocess.roi import (
-    MASK_LOGIT_THRESHOLD,
     MASK_PROMPT_LOGIT,
     Roi,
     canonical_spacing,
+    foreground,
     roi_region,
 )
 from fastsam3d.session.extent import clicked_parts, scan_range
@@ -173,7 +173,7 @@ class Mosaic:
         Returns:
             Lattice coordinates; None where the mask is not cut off.
         """
-        is_mask = (self.logits > MASK_LOGIT_THRESHOLD).cpu().numpy()
+        is_mask = foreground(self.logits)
         if not _touches_border(is_mask) and len(self.origins) == 1:
             return None
         cut = is_mask & self._is_at_open_face(geometry)
