@@ -18,7 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastsam3d.eval.bench_volume import ball_centres, run_measured, synthesise
+from fastsam3d.eval.bench_volume import (
+    ball_centres,
+    compile_package,
+    run_measured,
+    synthesise,
+)
 from fastsam3d.eval.provenance import cpu_name, git_commit
 from fastsam3d.io import write_volume
 
@@ -56,6 +61,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "cpu_before_after.json")
     options = parser.parse_args()
     sources = {"before": options.before.resolve(), "after": HERE.parent / "src"}
+    compile_package(*sources.values())
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sources}
     with tempfile.TemporaryDirectory(prefix="fastsam3d-bench-") as scratch:
         image = Path(scratch, "ct.nii.gz")

@@ -61,7 +61,10 @@ def test_clicks_and_objects_are_counted(session: Session) -> None:
     assert min(row["first_ms"] for row in rows) > 0
 
 
-def test_a_file_is_timed_through_the_command(tmp_path: Path) -> None:
+def test_a_file_is_timed_through_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_volume, "compile_package", lambda: None)  # takes seconds
     weights = write_toy_weights(tmp_path / "toy.safetensors")
     config = VolumeBenchConfig(model=str(weights), file_shapes=((32, 32, 32),), rounds=1)
     (row,) = bench_volume.time_files(config, tmp_path)
@@ -72,6 +75,12 @@ def test_a_file_is_timed_through_the_command(tmp_path: Path) -> None:
     missing = VolumeBenchConfig(model="no_such", file_shapes=((32, 32, 32),), rounds=1)
     with pytest.raises(ConfigError, match="no_such"):
         bench_volume.time_files(missing, tmp_path)
+
+
+def test_packages_are_compiled_before_they_are_timed(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("VALUE = 1\n")
+    bench_volume.compile_package(tmp_path)
+    assert list(tmp_path.glob("__pycache__/module.*.pyc"))
 
 
 def test_impossible_runs_are_refused() -> None:
