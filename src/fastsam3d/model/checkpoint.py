@@ -72,6 +72,19 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
     Raises:
         CheckpointError: The file or its card is missing or damaged, or they do not belong together.
     """
+    payload, card = read_verified(path)
+    return parse_state(payload, card, path), card
+
+
+def read_verified(path: Path) -> tuple[bytes, WeightsCard]:
+    """Read a weights file and its card, and check that they belong together.
+
+    Args:
+        path: A ``.safetensors`` file with its card beside it.
+
+    Raises:
+        CheckpointError: The file or its card is missing or damaged, or they do not belong together.
+    """
     card = read_card(path)
     try:
         payload = path.read_bytes()
@@ -85,6 +98,20 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
             f"{card.sha256[:12]}...; the file is damaged or was exchanged, fetch it again."
         )
         raise CheckpointError(msg)
+    return payload, card
+
+
+def parse_state(payload: bytes, card: WeightsCard, path: Path) -> dict[str, Tensor]:
+    """Return the state dict on the CPU of what `read_verified` read, dequantised.
+
+    Args:
+        payload: Content of the weights file.
+        card: Its card.
+        path: File to name in errors.
+
+    Raises:
+        CheckpointError: It is no safetensors file, or holds fewer numbers than the trunk needs.
+    """
     try:
         tensors = load(payload)
     except SafetensorError as error:
@@ -92,7 +119,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
         raise CheckpointError(msg) from error
     state = dequantise(tensors) if card.quantisation == "int8" else tensors
     check_trunk(card, path, sum(tensor.numel() for tensor in state.values()))
-    return state, card
+    return state
 
 
 def check_trunk(card: WeightsCard, path: Path, held: int | None = None) -> None:

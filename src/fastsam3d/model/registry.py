@@ -140,16 +140,20 @@ def load_model(name_or_path: str | Path, device: str | Device = "cpu") -> Model:
         ModelNotFoundError: Nothing has that name, or no file is there.
         CheckpointError: The weights are damaged or do not fit their card.
     """
-    from fastsam3d.model.checkpoint import check_fit, load_state  # noqa: PLC0415 (loads torch)
+    from fastsam3d.model.checkpoint import (  # noqa: PLC0415 (loads torch)
+        check_fit,
+        parse_state,
+        read_verified,
+    )
 
     path = find_weights(name_or_path)
     with ThreadPoolExecutor(1) as beside:
-        # Reading, hashing and widening numbers leave Python's lock to the building of modules.
-        reading = beside.submit(load_state, path)
+        # Reading and hashing leave Python's lock to the building of modules.
+        reading = beside.submit(read_verified, path)
         try:
             model = _build_empty(path)
         finally:  # what is wrong with the file itself is told first
-            state, _ = reading.result()
+            state = parse_state(*reading.result(), path)
     check_fit(model, state, path)
     # The tensors just read become the parameters; a copy would double time and memory.
     model.load_state_dict(state, strict=True, assign=True)
