@@ -18,12 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastsam3d.eval.bench_volume import (
-    ball_centres,
-    compile_package,
-    run_measured,
-    synthesise,
-)
+from fastsam3d.eval.bench_phantom import ball_centres, synthesise
+from fastsam3d.eval.bench_volume import compile_package, run_measured
 from fastsam3d.eval.provenance import cpu_name, git_commit
 from fastsam3d.io import write_volume
 

@@ -10,7 +10,7 @@ uni-medical/SAM-Med3D, unchanged, in an interpreter with torch, SimpleITK, edt a
 wants a label map to choose its crop by and to click from; reading and resampling that are part of
 its path. Both are compiled to bytecode before, so that none of it is done within the time.
 `plot` draws `docs/figures/volume_cost.png` from `volume_cpu.json` (``fastsam3d bench --preset
-volume``).
+volume``); a record of an earlier version, without sessions, gives three panels.
 """
 
 from __future__ import annotations
@@ -28,16 +28,41 @@ from typing import Any
 
 import numpy as np
 
-from fastsam3d.eval.bench_volume import (
-    ball_centres,
-    compile_package,
-    run_measured,
-    synthesise,
-)
+from fastsam3d.eval.bench_phantom import ball_centres, synthesise
+from fastsam3d.eval.bench_volume import compile_package, run_measured
 from fastsam3d.eval.provenance import cpu_name, git_commit
 from fastsam3d.io import write_mask, write_volume
 
 HERE = Path(__file__).parent
+BLUE, RED = "#0072b2", "#d55e00"
+# Key of the record and of the number in its rows, title, label of the axis, curves.
+PANELS = (
+    (
+        "sizes",
+        "Size of the volume",
+        "voxels",
+        (
+            ("first_cpu_ms", BLUE, "first click, encoding included"),
+            ("later_cpu_ms", RED, "one more click"),
+        ),
+    ),
+    ("clicks", "Clicks", "the n-th click on one object", (("cpu_ms", RED, ""),)),
+    (
+        "objects",
+        "Objects",
+        "the n-th object of a study",
+        (("first_cpu_ms", BLUE, "first click on it"), ("later_cpu_ms", RED, "second click")),
+    ),
+    (
+        "sessions",
+        "Sessions",
+        "sessions that share the model, in turn",
+        (
+            ("first_cpu_ms", BLUE, "first click of each"),
+            ("later_cpu_ms", RED, "one more click of one"),
+        ),
+    ),
+)
 SHAPE = (512, 512, 600)
 # Run in the other interpreter, inside the checkout.
 PUBLISHED = """
@@ -122,46 +147,54 @@ def _row(name: str, samples: list[dict[str, float]], num_bytes: int) -> dict[str
 
 
 def plot(record_path: Path, output: Path) -> None:
-    """Draw click time against volume size, number of clicks and number of objects."""
+    """Draw click time against volume size, and number of clicks, objects and sessions.
+
+    Records of before there were sessions are drawn without them.
+    """
     import matplotlib as mpl  # noqa: PLC0415 - only here
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    record = json.loads(record_path.read_text(encoding="utf-8"))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    sizes = record["sizes"]
-    places = list(range(len(sizes)))
-    clicks, objects = record["clicks"], record["objects"]
-    curves = [
-        (axes[0], places, [row["first_cpu_ms"] for row in sizes], "first click, encoding included"),
-        (axes[0], places, [row["later_cpu_ms"] for row in sizes], "one more click"),
-        (axes[1], [r["clicks"] for r in clicks], [r["cpu_ms"] for r in clicks], ""),
-        (axes[2], [r["objects"] for r in objects], [r["first_cpu_ms"] for r in objects], "first"),
-        (axes[2], [r["objects"] for r in objects], [r["later_cpu_ms"] for r in objects], "second"),
-    ]
-    for number, (ax, x, y, label) in enumerate(curves):
-        colour = "#0072b2" if number in {0, 3} else "#d55e00"
-        ax.plot(x, y, marker="o", markersize=4, color=colour, label=label)
-    axes[0].set(xlabel="voxels", title="Size of the volume")
-    axes[1].set(xlabel="the n-th click on one object", title="Clicks")
-    axes[2].set(xlabel="the n-th object of a study", title="Objects")
-    for ax in axes:
+    record = read_record(record_path)
+    panels = PANELS if "sessions" in record else PANELS[:3]
+    grid, size = ((2, 2), (9, 6.4)) if len(panels) == 4 else ((1, 3), (11, 3.4))
+    figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
+    for ax, (name, title, xlabel, curves) in zip(axes.flat, panels, strict=True):
+        rows = record[name]
+        is_counted = name != "sizes"
+        x = [row[name] for row in rows] if is_counted else list(range(len(rows)))
+        for quantity, colour, label in curves:
+            y = [row[quantity] for row in rows]
+            ax.plot(x, y, marker="o", markersize=4, color=colour, label=label)
+        ax.set(xlabel=xlabel, ylabel="ms of processor time", title=title)
         ax.set_ylim(bottom=0)
-        ax.set_ylabel("ms of processor time")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_xticks(places, [shape_label(row["shape"]) for row in sizes], fontsize=8)
-    for ax, rows in ((axes[1], clicks), (axes[2], objects)):
-        ax.set_xticks(range(1, len(rows) + 1, max(1, len(rows) // 8)))
-    axes[0].legend(frameon=False, fontsize=9, loc="center right")
-    axes[2].legend(frameon=False, fontsize=9, loc="center right", title="click on it")
+        if name == "sessions":
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(x, x)
+        elif is_counted:
+            ax.set_xticks(range(1, len(rows) + 1, max(1, len(rows) // 8)))
+        else:
+            ax.set_xticks(x, [shape_label(row["shape"]) for row in rows], fontsize=8)
+        if len(curves) > 1:
+            ax.legend(frameon=False, fontsize=9, loc="center right")
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-    figure.suptitle(
-        f"{record['config']['model']}, {threads}, {record['device']}",
-        fontsize=10,
-    )
+    figure.suptitle(f"{record['config']['model']}, {threads}, {record['device']}", fontsize=10)
     figure.savefig(output, dpi=130)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what ``fastsam3d bench --preset volume`` wrote; end the program if it is not that."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    missing = [key for key in ("sizes", "clicks", "objects") if key not in record]
+    if missing:
+        raise SystemExit(
+            f"{path} has no {', '.join(missing)}; give a file that `fastsam3d bench --preset "
+            "volume --output` wrote."
+        )
+    return record
 
 
 def shape_label(shape: list[int]) -> str:

@@ -80,11 +80,15 @@ def test_volumes_are_timed_with_one_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = {"first_ms": 9.0, "first_cpu_ms": 8.0, "later_ms": 3.0, "later_cpu_ms": 2.0}
-    result = {"sizes": [{"shape": (64, 64, 64), **times}], "spread": times, "files": []}
+    shared = {"sessions": 16, **times, "turn_ms": 50.0, "answers": 80, "mismatches": 0}
+    sizes = [{"shape": (64, 64, 64), **times}]
+    result = {"sizes": sizes, "spread": times, "sessions": [shared], "files": []}
     monkeypatch.setattr(bench_volume, "run_volume_bench", lambda *_, **__: result)
     out = tmp_path / "volume.json"
     assert main(["bench", "--preset", "volume", "--output", str(out)]) == 0
-    assert "64x64x64" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "64x64x64" in shown
+    assert "0 of 80 answers differ" in shown
     assert json.loads(out.read_text())["threads"] == 1
     assert main(["bench", "a", "b", "--preset", "volume"]) == 2
     assert "one model" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import pytest
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval import bench_volume
-from fastsam3d.eval.bench_volume import VolumeBenchConfig, ball_centres, synthesise
+from fastsam3d.eval.bench_phantom import ball_centres, synthesise
+from fastsam3d.eval.bench_volume import VolumeBenchConfig
 from fastsam3d.session import Session
 from tests.cli.weights import write_toy_weights
 from tests.session.phantoms import fake_predictor
@@ -86,5 +87,7 @@ def test_packages_are_compiled_before_they_are_timed(tmp_path: Path) -> None:
 def test_impossible_runs_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         VolumeBenchConfig(rounds=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        VolumeBenchConfig(sessions=(1, 0))
     with pytest.raises(ConfigError, match="8 voxels"):
         VolumeBenchConfig(shapes=((64, 64, 4),))

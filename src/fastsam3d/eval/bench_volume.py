@@ -1,7 +1,6 @@
-"""What a volume costs: clicks against its size, prompts and objects; a file to a saved mask.
+"""What a volume costs: clicks by its size, prompts, objects and sessions; a file to a saved mask.
 
-``fastsam3d bench --preset volume`` runs it. All volumes are synthesised: noise with balls of 20 mm
-across on a grid of 0.8 x 0.8 x 1 mm, the same around the clicks whatever the volume's size. The
+``fastsam3d bench --preset volume`` runs it. All volumes are synthesised, see `bench_phantom`. The
 command is timed in a process of its own, on a file, which is how a user meets it.
 """
 
@@ -14,29 +13,21 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import numpy as np
-
 from fastsam3d.errors import ConfigError
+from fastsam3d.eval.bench_phantom import Shape, ball_centres, now, since, synthesise
+from fastsam3d.eval.bench_sessions import time_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
     from fastsam3d.session import Session
-    from fastsam3d.volume import Volume
-
-    Shape = tuple[int, int, int]
 
 VOLUME_FORMAT: Final = 1
-SPACING_MM: Final = (0.8, 0.8, 1.0)
-BALL_MM: Final = 20.0
 SHAPES: Final = (
     (64, 64, 64),
     (128, 128, 128),
@@ -53,6 +44,10 @@ DEFINITIONS: Final = {
     "spread": "slowest over fastest size, less 1: 0 is flat",
     "clicks": "the n-th click on one object",
     "objects": "first click on the n-th object of one study, its embedding not at hand",
+    "sessions": "n sessions that share one predictor, each on a volume of its own, take turns in "
+    "one thread, a click each, as a server's do; times are of one click, turn_ms of one by each",
+    "mismatches": "answers of those sessions that are not the same to the voxel as when each "
+    "session plays its clicks alone",
     "file": "`fastsam3d segment FILE.nii.gz --point ... -o MASK.nii.gz` in a fresh process: wall "
     "and processor time from start to exit, peak resident memory of the process; the package is "
     "compiled to bytecode before, as installers do",
@@ -74,6 +69,7 @@ class VolumeBenchConfig:
         file_shapes: Volumes to segment from a file; the first is the smallest.
         clicks: Clicks on one object.
         objects: Objects in one study.
+        sessions: Numbers of sessions that share the model.
 
     Raises:
         ConfigError: A count is below 1, or a volume too small for the object.
@@ -87,10 +83,11 @@ class VolumeBenchConfig:
     file_shapes: tuple[Shape, ...] = ((64, 64, 64), (512, 512, 600))
     clicks: int = 16
     objects: int = 8
+    sessions: tuple[int, ...] = (1, 2, 4, 8, 16)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        counts = (self.threads, self.rounds, self.clicks, self.objects)
+        counts = (self.threads, self.rounds, self.clicks, self.objects, *self.sessions)
         sides = [side for shape in (*self.shapes, *self.file_shapes) for side in shape]
         if min(counts) < 1 or not self.shapes or min(sides) < 8:
             message = f"Counts must be at least 1 and sides at least 8 voxels, got {self}."
@@ -108,7 +105,7 @@ def run_volume_bench(
 
     Returns:
         ``format``, ``kind``, ``definitions``, ``config``, ``sizes``, ``spread``, ``clicks``,
-        ``objects`` and ``files``.
+        ``objects``, ``sessions`` and ``files``.
 
     Raises:
         FastSAM3DError: The model cannot be loaded, or the command failed.
@@ -132,44 +129,11 @@ def run_volume_bench(
         "spread": spreads(sizes),
         "clicks": time_clicks(session, config.clicks),
         "objects": time_objects(session, config.objects),
+        "sessions": time_sessions(session.predictor, config.sessions, config.rounds, say),
     }
     with tempfile.TemporaryDirectory(prefix="fastsam3d-bench-") as scratch:
         result["files"] = time_files(config, Path(scratch), say)
     return result
-
-
-def synthesise(shape: Shape, *, seed: int = 0, objects: int = 1) -> Volume:
-    """Return noise with bright balls, int16, i fastest, as CT files have it.
-
-    Args:
-        shape: Voxels.
-        seed: Of the noise; the same around the middle for every shape.
-        objects: Balls, side by side along i, the first in the middle.
-    """
-    from fastsam3d.volume import Geometry, Volume  # noqa: PLC0415
-
-    noise = np.random.default_rng(seed).normal(40.0, 20.0, (128, 128, 128)).astype(np.int16)
-    array = np.empty(shape, np.int16, order="F")
-    # The noise repeats, and its phase is that of the middle.
-    near = [(np.arange(side) - side // 2) % 128 for side in shape]
-    plane = np.ix_(near[0], near[1])
-    for k, source in enumerate(near[2]):
-        array[:, :, k] = noise[:, :, source][plane]
-    for centre in ball_centres(shape, objects):
-        _add_ball(array, centre)
-    return Volume(array, Geometry(shape, np.diag([*SPACING_MM, 1.0])))
-
-
-def ball_centres(shape: Shape, count: int) -> list[Shape]:
-    """Return the middles of balls, voxels, the first in the middle of the volume."""
-    i, j, k = (side // 2 for side in shape)
-    pitch = math.ceil(1.5 * BALL_MM / SPACING_MM[0])
-    columns = max(1, shape[0] // pitch)
-    rows = max(1, shape[1] // pitch)
-    return [
-        ((i + n % columns * pitch) % shape[0], (j + n // columns % rows * pitch) % shape[1], k)
-        for n in range(count)
-    ]
 
 
 def time_sizes(
@@ -226,6 +190,13 @@ def size_table(result: dict[str, Any]) -> list[str]:
         f"later clicks {spread['later_cpu_ms']:.0%}"
     )
     lines += [
+        f"{row['sessions']} sessions on one model: first click {row['first_ms']:.0f} ms "
+        f"({row['first_cpu_ms']:.0f}), later click {row['later_ms']:.0f} ms "
+        f"({row['later_cpu_ms']:.0f}), one click of each {row['turn_ms']:.0f} ms; "
+        f"{row['mismatches']} of {row['answers']} answers differ from the session alone"
+        for row in result["sessions"]
+    ]
+    lines += [
         f"File of {'x'.join(map(str, row['shape']))} to saved mask: {row['wall_s']:.1f} s "
         f"({row['cpu_s']:.1f} s of processor), peak {row['peak_bytes'] / 2**20:.0f} MiB, "
         f"{row['peak_over_volume']:.2f} x the volume, "
@@ -248,9 +219,9 @@ def time_clicks(session: Session, count: int) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for n in range(count):
         voxel = (i + n % 3 - 1, j + n // 3 % 3 - 1, k + n // 9 % 3 - 1)
-        before = _now()
+        before = now()
         session.add_point(voxel)
-        rows.append({"clicks": n + 1, **_since(before, "")})
+        rows.append({"clicks": n + 1, **since(before, "")})
     return rows
 
 
@@ -269,12 +240,12 @@ def time_objects(session: Session, count: int) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for n, (i, j, k) in enumerate(ball_centres(volume.shape, count)):
         item = study.add_object(f"ball {n}")
-        before = _now()
+        before = now()
         study.add(item, Point.voxel((i, j, k)))
-        first = _since(before, "first_")
-        before = _now()
+        first = since(before, "first_")
+        before = now()
         study.add(item, Point.voxel((i, j + 1, k)))
-        rows.append({"objects": n + 1, **first, **_since(before, "later_")})
+        rows.append({"objects": n + 1, **first, **since(before, "later_")})
     return rows
 
 
@@ -326,30 +297,17 @@ def time_files(
 def _time_size(session: Session, shape: Shape) -> dict[str, Any]:
     volume = synthesise(shape)
     i, j, k = ball_centres(shape, 1)[0]
-    before = _now()
+    before = now()
     session.set_volume(volume)
     answer = session.add_point((i, j, k))
-    sample: dict[str, Any] = {"encode_ms": answer.encode_ms, **_since(before, "first_")}
+    sample: dict[str, Any] = {"encode_ms": answer.encode_ms, **since(before, "first_")}
     sample |= {"later_ms": [], "later_cpu_ms": []}
     for n in range(LATER_CLICKS):
-        before = _now()
+        before = now()
         session.add_point((i + n - 1, j + 2, k))
-        for name, value in _since(before, "later_").items():
+        for name, value in since(before, "later_").items():
             sample[name].append(value)
     return sample
-
-
-def _add_ball(array: NDArray[np.int16], centre: Shape) -> None:
-    squares: list[NDArray[np.float64]] = []
-    box: list[slice] = []
-    for middle, spacing, side in zip(centre, SPACING_MM, array.shape, strict=True):
-        far = math.ceil(BALL_MM / 2 / spacing)
-        first, stop = max(0, middle - far), min(side, middle + far + 1)
-        box.append(slice(first, stop))
-        offsets_mm = (np.arange(first, stop, dtype=np.float64) - middle) * spacing
-        squares.append(np.square(offsets_mm))
-    inside = squares[0][:, None, None] + squares[1][:, None] + squares[2] < (BALL_MM / 2) ** 2
-    array[tuple(box)] += np.where(inside, 200, 0).astype(np.int16)
 
 
 def compile_package(*folders: Path) -> None:
@@ -398,15 +356,6 @@ print(json.dumps({"wall_s": wall, "cpu_s": used.ru_utime + used.ru_stime,
                   "peak_bytes": used.ru_maxrss * unit}))
 sys.exit(status)
 """
-
-
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
-def _since(before: tuple[float, float], prefix: str) -> dict[str, float]:
-    wall, cpu = (1e3 * (now - then) for now, then in zip(_now(), before, strict=True))
-    return {f"{prefix}ms": wall, f"{prefix}cpu_ms": cpu}
 
 
 def _say_nothing(_: str) -> None:
