@@ -69,9 +69,11 @@ def test_a_preset_names_models_and_settings_that_words_may_replace(
     monkeypatch.setattr(bench, "run_bench", keep)
     assert main(["bench", "--preset", "gpu"]) == 0
     assert main(["bench", "hr_s", "--preset", "gpu", "--precision", "bfloat16"]) == 0
-    whole, own = asked
+    assert main(["bench", "--preset", "gpu", "--official", "published"]) == 0
+    whole, own, beside = asked
     assert (whole.device, whole.precision) == ("cuda", "tf32")
     assert whole.reference == "sam_med3d_b@reference" in whole.models
+    assert (beside.models, beside.official) == (whole.models, (Path("published"),))
     assert own.models == ("hr_s",)
     assert (own.device, own.precision, own.reference) == ("cuda", "bfloat16", "")
 

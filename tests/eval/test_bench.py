@@ -11,7 +11,9 @@ import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval import bench
+from fastsam3d.eval.bench_engine import ENGINES
 from fastsam3d.eval.bench_official import find_contender, import_official, is_student
+from fastsam3d.eval.bench_presets import find_preset
 from fastsam3d.eval.bench_worker import (
     CLICKS_PER_PASS,
     Bench,
@@ -222,6 +224,14 @@ def test_a_model_that_cannot_be_made_does_not_lose_the_others(toy: Path) -> None
     assert "nonsense" in result["failed"]["nonsense"]
     assert result["models"][0]["encode_flops"] > 0
     assert len(kept) == 1
+
+
+def test_the_preset_for_gpus_times_the_engine_of_each_model_that_it_times_eagerly() -> None:
+    labels = find_preset("gpu").models
+    engines = [label.split("@") for label in labels if "cuda_graph" in label]
+    assert {name for name, _ in engines} == {label for label in labels if "@" not in label}
+    assert {engine for _, engine in engines} <= set(ENGINES)
+    assert not any("cuda_graph" in label for label in find_preset("cpu").models)
 
 
 def test_slices_are_asked_of_a_checkout_of_the_flat_model(tmp_path: Path) -> None:

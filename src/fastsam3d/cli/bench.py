@@ -25,8 +25,9 @@ class TimingOptions:
 
     Attributes:
         preset: cpu or gpu: the models of the documentation and fitting settings, where you name
-            none. volume: what one model costs on volumes up to 512x512x1000, by clicks, objects
-            and from a file to a saved mask.
+            none; checkouts of published code are timed beside them. volume: what one model costs
+            on volumes up to 512x512x1000, by clicks, objects and sessions, and from a file to a
+            saved mask.
         reference: Label of the model that ratios refer to; by default the first. Published
             modules are called official:fastsam3d_6l and official:sam_med3d_b.
         device: Where to compute; cpu without a preset.
@@ -102,13 +103,12 @@ def _config(
     from fastsam3d.eval.bench_presets import Preset, find_preset
 
     preset = find_preset(timing.preset) if timing.preset else Preset(models=(), threads=1)
-    is_named = bool(models or official)
     return BenchConfig(
-        models=models if is_named else preset.models,
+        models=models or preset.models,
         official=official,
         image=image,
         point=point,
-        reference=timing.reference or ("" if is_named else preset.reference),
+        reference=timing.reference or ("" if models else preset.reference),
         device=timing.device or preset.device,
         precision=timing.precision or preset.precision,
         threads=timing.threads or preset.num_threads,

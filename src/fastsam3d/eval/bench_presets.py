@@ -38,9 +38,22 @@ class Preset:
 
 # The network of the published teacher as published, then what this package makes of the family.
 _FAMILY: Final = ("sam_med3d_b@reference", "sam_med3d_b", "fastsam3d_6l", "hr_s")
+# The same by the engine for GPUs, and by its graph alone, without compiling.
+_ENGINES: Final = (
+    "sam_med3d_b@cuda_graph",
+    "fastsam3d_6l@cuda_graph",
+    "hr_s@cuda_graph",
+    "hr_s@cuda_graph_plain",
+    "hr_b@cuda_graph",
+)
 PRESETS: Final = {
     "cpu": Preset(models=_FAMILY, reference=_FAMILY[0]),
-    "gpu": Preset(models=(*_FAMILY, "hr_b"), reference=_FAMILY[0], device="cuda", precision="tf32"),
+    "gpu": Preset(
+        models=(*_FAMILY, "hr_b", *_ENGINES),
+        reference=_FAMILY[0],
+        device="cuda",
+        precision="tf32",
+    ),
 }
 
 
