@@ -174,6 +174,11 @@ def plot(record_path: Path, output: Path) -> None:
         if name == "sessions":
             ax.set_xscale("log", base=2)
             ax.set_xticks(x, x)
+            differing, answers = (
+                sum(row[key] for row in rows) for key in ("mismatches", "answers")
+            )
+            note = f"{differing} of {answers} answers differ\nfrom the same session alone"
+            ax.text(0.02, 0.42, note, transform=ax.transAxes, fontsize=9)
         elif is_counted:
             ax.set_xticks(range(1, len(rows) + 1, max(1, len(rows) // 8)))
         else:
