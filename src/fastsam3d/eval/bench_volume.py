@@ -190,7 +190,7 @@ def size_table(result: dict[str, Any]) -> list[str]:
         f"later clicks {spread['later_cpu_ms']:.0%}"
     )
     lines += [
-        f"{row['sessions']} sessions on one model: first click {row['first_ms']:.0f} ms "
+        f"Sessions on one model: {row['sessions']}; first click {row['first_ms']:.0f} ms "
         f"({row['first_cpu_ms']:.0f}), later click {row['later_ms']:.0f} ms "
         f"({row['later_cpu_ms']:.0f}), one click of each {row['turn_ms']:.0f} ms; "
         f"{row['mismatches']} of {row['answers']} answers differ from the session alone"
