@@ -2,9 +2,9 @@
 
 Of a click on a large scan, from its file to a saved mask, importing torch is the longest part, and
 most of that holds Python's lock. The dynamic linker does not need the lock, so torch's libraries
-are loaded while the command line is parsed; modules that only tracing needs wait until something
-traces; what imports leave for good is not searched for cycles; and in the end nothing is taken
-apart that goes with the process.
+are loaded while the command line is parsed; what only tracing needs is left out where nothing is
+traced; what imports leave for good is not searched for cycles; and in the end nothing is taken apart
+that goes with the process.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _LATER: Final = ("torch._meta_registrations",)
 # The linker takes one library at a time, and whoever waits for it holds Python's lock: what the
 # command line's modules load of their own is loaded before.
 _FIRST: Final = ("fastsam3d.io", "concurrent.futures.thread", "hashlib", "unicodedata")
-# In torch's own order: the first finds what the second needs.
-_LIBRARIES: Final = {"libtorch_global_deps.so": os.RTLD_GLOBAL, "libtorch_cpu.so": os.RTLD_LOCAL}
+# In torch's own order: the first finds what the second needs, for all to see.
+_LIBRARIES: Final = ("libtorch_global_deps.so", "libtorch_cpu.so")
 
 
 def run() -> int:
@@ -88,7 +88,7 @@ def load_libraries() -> None:
     load.argtypes, load.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
     spec = find_spec("torch")
     for folder in (spec and spec.submodule_search_locations) or ():
-        for name, scope in _LIBRARIES.items():
+        for name, scope in zip(_LIBRARIES, (os.RTLD_GLOBAL, os.RTLD_LOCAL), strict=True):
             load(os.fsencode(Path(folder, "lib", name)), os.RTLD_NOW | scope)
 
 
