@@ -37,7 +37,7 @@ from fastsam3d.eval.summary import summarise
 from fastsam3d.train.runlog import LOG_FILE, read_log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from fastsam3d.eval.statistics import Estimate
 
@@ -176,9 +176,9 @@ def dice_of(rows: Sequence[ResultRow]) -> dict[str, Any]:
 
 
 def difference(mine: Sequence[ResultRow], base: Sequence[ResultRow]) -> dict[str, Any]:
-    """Return Dice of a model less that of another, paired over the targets that both have."""
-    shared = {row.target for row in mine} & {row.target for row in base}
-    kept = [[row for row in rows if row.target in shared] for rows in (base, mine)]
+    """Return Dice of a model less that of another, paired over targets and clicks of both."""
+    shared = {(row.target, row.round) for row in mine} & {(row.target, row.round) for row in base}
+    kept = [[row for row in rows if (row.target, row.round) in shared] for rows in (base, mine)]
     found = compare_rows(kept[0], kept[1], names=("base", "model"))
     return {
         "num_targets": found.num_targets,
@@ -255,6 +255,7 @@ def collect(
     *,
     arm: str = "default",
     words: Mapping[str, str] | None = None,
+    large: Collection[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """Return all figures of a folder.
 
@@ -263,6 +264,7 @@ def collect(
         subjects: Who was scanned, by case.
         arm: Which lines of the rows count.
         words: How tables call models that are not in `MODELS`; by default by their names.
+        large: Case and structure of the objects that are longer than the usual first ROI.
 
     Raises:
         DatasetError: There are no rows, or a file is damaged.
@@ -276,6 +278,8 @@ def collect(
         of |= training_of(folder, name)
         if name in errors:
             of["layers"] = errors[name]["layers"]
+        if large:
+            of["large"] = mean_of(rows[name], large)
         models[name] = of
     return {
         "models": models,
@@ -288,6 +292,21 @@ def collect(
             for name in rows
         },
     }
+
+
+def mean_of(rows: Sequence[ResultRow], chosen: Collection[tuple[str, str]]) -> dict[str, Any]:
+    """Return the plain mean of Dice by clicks over some objects, named by case and structure."""
+    kept = [row for row in rows if (row.case, row.structure) in chosen]
+    by_clicks = {c: [row.dice for row in kept if row.round == int(c)] for c in CLICKS}
+    return {
+        "num_targets": len({row.target for row in kept}),
+        "dice": {c: round(sum(found) / len(found), 4) for c, found in by_clicks.items() if found},
+    }
+
+
+def read_large(path: Path) -> set[tuple[str, str]]:
+    """Return case and structure of the targets of ``benchmarks/large_objects.py``."""
+    return {(row["case"], row["structure"]) for row in read_json(path)["rows"]}
 
 
 def read_subjects(path: Path) -> dict[str, str]:
@@ -335,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arm", default="default", help="which lines of the rows count")
     parser.add_argument("--words", action="append", default=[], metavar="NAME=WORDS")
     parser.add_argument("--subjects", type=Path, default=HERE / "dev_hr_s.json")
+    parser.add_argument("--large", type=Path, default=HERE / "large_objects.json")
     parser.add_argument("--output", type=Path, default=HERE / "paper_distillation.json")
     return parser
 
@@ -361,12 +381,14 @@ def main(arguments: list[str] | None = None) -> int:
             "minutes": "wall clock of the training loop, from its log; of students without "
             "compiling, of the teacher with it",
             "layers": "error relative to the teacher's norm, linear centred kernel alignment",
+            "large": "plain mean over the objects of benchmarks/large_objects.json, by clicks",
             "log": f"means of neighbouring log lines, at most {MAX_POINTS}",
         },
     }
     called = dict(item.split("=", 1) for item in options.words)
     subjects = read_subjects(options.subjects)
-    record |= collect(options.folder, subjects, arm=options.arm, words=called)
+    large = read_large(options.large) if options.large.is_file() else set[tuple[str, str]]()
+    record |= collect(options.folder, subjects, arm=options.arm, words=called, large=large)
     text = _compact(record) + "\n"
     if len(text) > MAX_BYTES:
         msg = (

@@ -152,7 +152,9 @@ def wide_table(folder: Path) -> str:
     if not wide:
         return _sentence(NOT_YET)
     usual = models["hr_s"]["dice"] if "hr_s" in models else _shipped_dice(folder)
-    rows = [["`hr_s`, bundled", f"{USUAL_ROI}³", "dense", MISSING, *_dice_row("", usual)[1:]]]
+    large = _large_dice(models["hr_s"]) if "hr_s" in models else MISSING
+    first = ["`hr_s`, bundled", f"{USUAL_ROI}³", "dense", MISSING]
+    rows = [[*first, *_dice_row("", usual)[1:4], large]]
     for of in wide:
         config = of["config"]
         rows.append(
@@ -160,13 +162,20 @@ def wide_table(folder: Path) -> str:
                 of["words"],
                 f"{config['roi_voxels']}³",
                 config.get("attention") or "dense",
-                f"{of['minutes']:.1f}",
-                *_dice_row("", of["dice"])[1:],
+                f"{of['minutes']:.1f}" if "minutes" in of else MISSING,
+                *_dice_row("", of["dice"])[1:4],
+                _large_dice(of),
             ]
         )
     heads = ["", "ROI, voxels", "attention", "minutes", "1 click", "3 clicks", "5 clicks"]
-    table = _table([*heads, "10 clicks", "95 % at 3 clicks"], rows)
+    table = _table([*heads, "large objects, 1 / 3 / 5 clicks"], rows)
     return _with_sources(table, folder, DISTILLATION, SHIPPED)
+
+
+def _large_dice(of: dict[str, Json]) -> str:
+    found = of.get("large", {"dice": {}})["dice"]
+    shown = [_three(found[clicks]) for clicks in ("1", "3", "5") if clicks in found]
+    return " / ".join(shown) or MISSING
 
 
 def gpu_table(folder: Path) -> str:
