@@ -28,7 +28,7 @@ def connected_to(mask_IJK: Bits, seeds: NDArray[np.intp]) -> Bits:
     Returns:
         As `scipy.ndimage.label` finds them; same shape.
     """
-    box = _bounding_box(mask_IJK)
+    box = bounding_box(mask_IJK)
     inside = mask_IJK[box]
     lines = np.cumsum(_first_of_each(inside), dtype=np.int32).reshape(inside.shape) - 1
     roots = _joined(_touching(inside, lines), int(lines[-1, -1, -1]) + 1)
@@ -39,7 +39,8 @@ def connected_to(mask_IJK: Bits, seeds: NDArray[np.intp]) -> Bits:
     return parts
 
 
-def _bounding_box(mask_IJK: Bits) -> tuple[slice, slice, slice]:
+def bounding_box(mask_IJK: Bits) -> tuple[slice, slice, slice]:
+    """Return the smallest box around what is set in a mask; something must be."""
     seen_JK: Bits = np.any(mask_IJK, axis=0)
     planes: tuple[Bits, ...] = (
         np.any(mask_IJK, axis=(1, 2)),

@@ -26,6 +26,7 @@ from fastsam3d.preprocess.roi import (
     foreground,
     roi_region,
 )
+from fastsam3d.session.connected import bounding_box
 from fastsam3d.session.extent import clicked_parts, scan_range
 from fastsam3d.volume import Region
 
@@ -177,14 +178,22 @@ class Mosaic:
         if not _touches_border(is_mask) and len(self.origins) == 1:
             return None
         cut = is_mask & self._is_at_open_face(geometry)
+        smallest = max(1.0, contact * self.anchor.size**2)
+        if np.count_nonzero(cut) < smallest:
+            return None
         ndimage: Any = import_module("scipy.ndimage")
-        labels, count = ndimage.label(cut, structure=np.ones((3, 3, 3)))
-        if not count:
-            return None
+        # Most cuts lie in one face, whose voxels are soon gone through.
+        around = bounding_box(cut)
+        labels, _ = ndimage.label(cut[around], structure=np.ones((3, 3, 3)))
         sizes = np.bincount(labels.ravel())[1:]
-        if sizes.max() < max(1.0, contact * self.anchor.size**2):
+        if sizes.max() < smallest:
             return None
-        box = ndimage.find_objects(labels)[int(sizes.argmax())]
+        box = tuple(
+            slice(side.start + whole.start, side.stop + whole.start)
+            for side, whole in zip(
+                ndimage.find_objects(labels)[int(sizes.argmax())], around, strict=True
+            )
+        )
         slices = tuple(
             slice(max(0, side.start - SEARCH), min(length, side.stop + SEARCH))
             for side, length in zip(box, is_mask.shape, strict=True)
