@@ -38,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
     "default": {},
-    "kernel": {"has_window_kernel": True},
+    "formed-bias": {"has_window_kernel": False},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
 }
 BATCH = 16

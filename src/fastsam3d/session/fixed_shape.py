@@ -52,7 +52,7 @@ class FixedShapeConfig:
         is_captured: Replay CUDA graphs; False runs the same buffers eagerly, on any device.
         max_points: Most points of one prompt set; more are left to the eager model.
         has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
-            of forming it, where Triton and the shapes allow; off until it is measured on a GPU.
+            of forming it, where Triton and the shapes allow.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -60,7 +60,7 @@ class FixedShapeConfig:
     compile_mode: CompileMode = "default"
     is_captured: bool = True
     max_points: int = 16
-    has_window_kernel: bool = False
+    has_window_kernel: bool = True
 
 
 class _Kind(NamedTuple):
