@@ -3,8 +3,8 @@
 Of a click on a large scan, from its file to a saved mask, importing torch is the longest part, and
 most of that holds Python's lock. The dynamic linker does not need the lock, so torch's libraries
 are loaded while the command line is parsed; what only tracing needs is left out where nothing is
-traced; what imports leave for good is not searched for cycles; and in the end nothing is taken apart
-that goes with the process.
+traced; what imports leave for good is not searched for cycles; and in the end nothing is taken
+apart that goes with the process.
 """
 
 from __future__ import annotations
