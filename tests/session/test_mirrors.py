@@ -38,10 +38,11 @@ def prompts(generator, size):
     return points, labels, boxes, torch.randn(2, 1, size, size, size, generator=generator)
 
 
+@pytest.mark.parametrize("in_batch", [True, False])
 @pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @torch.inference_mode()
-def test_the_answer_is_the_mean_of_what_the_model_says_of_each_image(kind, count):
+def test_the_answer_is_the_mean_of_what_the_model_says_of_each_image(kind, count, in_batch):
     model, generator = MODELS[kind](), torch.Generator().manual_seed(2)
     image = torch.randn(2, 1, SIDE, SIDE, SIDE, generator=generator)
     points, labels, boxes, mask = prompts(generator, model.config.logits_size)
@@ -60,7 +61,7 @@ def test_the_answer_is_the_mean_of_what_the_model_says_of_each_image(kind, count
             multimask=True,
         )
         wanted.append((logits.flip(dims), quality))
-    mirrored = MirroredModel(model, count)
+    mirrored = MirroredModel(model, count, in_batch=in_batch)
     logits, quality = mirrored.decode_masks(
         mirrored.encode_image(image), points, labels, boxes=boxes, mask_logits=mask, multimask=True
     )

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from fastsam3d.preprocess.roi import resample_logits, voxel_to_roi
 from fastsam3d.prompts import MaskPrompt
 from fastsam3d.session import scale
 from fastsam3d.session.cache import EmbeddingKey
-from fastsam3d.session.predictor import RoiPrompts
+from fastsam3d.session.predictor import DecodedMask, RoiPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from fastsam3d.session.history import RoundState
     from fastsam3d.session.predictor import EncodedRoi, Predictor
     from fastsam3d.volume import Geometry, Volume
+
+HALF = 0.5
 
 
 @dataclass
@@ -79,6 +83,36 @@ def prompts_in_roi(prompts: PromptSet, geometry: Geometry, roi: Roi) -> RoiPromp
     is_inside = scale.is_in_roi(in_roi, roi)
     box = scale.box_to_roi(prompts.boxes[-1], geometry, roi) if prompts.boxes else None
     return RoiPrompts(in_roi[is_inside], is_positive[is_inside], box)
+
+
+def mean_of_looks(
+    roi: Roi, own: DecodedMask, others: Sequence[tuple[Roi, DecodedMask]], geometry: Geometry
+) -> DecodedMask:
+    """Average what was seen in several ROIs around one place, on the lattice of the first.
+
+    Args:
+        roi: Whose lattice the mean has.
+        own: What was seen there.
+        others: What was seen in other ROIs; where they do not reach they have no say.
+        geometry: Grid of the volume.
+
+    Returns:
+        Mean logits and mean quality.
+    """
+    total = own.prompt_logits.clone()
+    weight = torch.ones_like(total)
+    for other, seen in others:
+        there = seen.prompt_logits
+        reached = resample_logits(torch.ones_like(there), geometry, other, roi) > HALF
+        total += torch.where(reached, resample_logits(there, geometry, other, roi), 0.0)
+        weight += reached
+    mean = total / weight
+    quality = sum((seen.quality for _, seen in others), own.quality) / (1 + len(others))
+    if mean.shape == own.logits.shape:
+        return DecodedMask(mean, mean, quality)
+    size = tuple(own.logits.shape)
+    full = functional.interpolate(mean[None, None], size=size, mode="trilinear")[0, 0]
+    return DecodedMask(full, mean, quality)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

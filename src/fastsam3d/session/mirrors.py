@@ -1,7 +1,7 @@
 """Asking a model about mirror images of the ROI as well, and averaging what it says.
 
 A mirrored body is as likely as the body, and a model's mistakes are not the same in both. Each
-answer costs as many encodes and decodes as images, which an accelerator takes as one batch.
+answer costs as many encodes and decodes as images, which an accelerator may take as one batch.
 
 Shape legend: B ROIs, N points, M mask candidates, S ROI side, L side of the logits.
 """
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fastsam3d.session.predictor import PromptableModel, RoiConfig
 
     Axes = tuple[int, ...]
+    # Parts of an embedding, points, boxes, masks.
+    _Asked = tuple[tuple[Tensor, ...], Tensor, Tensor | None, Tensor | None]
 
 # The mirrored axes of each image, by how many images there are. Four are the image and one mirror
 # per axis, so that no axis of an unknown orientation is special.
@@ -38,6 +40,8 @@ class MirroredModel:
     Args:
         model: What answers about each image.
         count: Number of images, the ROI itself included: 1, 2, 4 or 8.
+        in_batch: Ask about all images at once. A CPU gains nothing by it, and engines of fixed
+            shapes know one ROI at a time.
 
     Raises:
         ConfigError: There is no such number of images.
@@ -45,7 +49,7 @@ class MirroredModel:
     Source: test-time mirroring as in nnU-Net (arXiv 1809.10486), with prompts mirrored alike.
     """
 
-    def __init__(self, model: PromptableModel, count: int) -> None:
+    def __init__(self, model: PromptableModel, count: int, *, in_batch: bool = True) -> None:
         if count not in MIRRORS:
             msg = (
                 f"The number of mirror images must be 1, 2, 4 or 8, got {count}; take one of them."
@@ -53,6 +57,7 @@ class MirroredModel:
             raise ConfigError(msg)
         self.model = model
         self.images = MIRRORS[count]
+        self.in_batch = in_batch
 
     @property
     def config(self) -> RoiConfig:
@@ -69,11 +74,15 @@ class MirroredModel:
             The embedding of the ROIs; those of the mirror images, tokens and skips in turn, follow
             its own skips.
         """
-        batch = torch.cat([image.flip(_dims(axes)) if axes else image for axes in self.images])
-        found = self.model.encode_image(batch.contiguous())
-        parts = [part.chunk(len(self.images)) for part in (found.tokens, *found.skips)]
-        tokens, *skips = [part[n] for n in range(len(self.images)) for part in parts]
-        return ImageEmbedding(tokens, tuple(skips), found.image_size)
+        images = [image.flip(_dims(axes)) if axes else image for axes in self.images]
+        if self.in_batch:
+            images = [torch.cat(images)]
+        found = [self.model.encode_image(one.contiguous()) for one in images]
+        parts = [(one.tokens, *one.skips) for one in found]
+        if self.in_batch:
+            parts = list(zip(*(part.chunk(len(self.images)) for part in parts[0]), strict=True))
+        tokens, *skips = [part for of_image in parts for part in of_image]
+        return ImageEmbedding(tokens, tuple(skips), found[0].image_size)
 
     def decode_masks(
         self,
@@ -98,29 +107,48 @@ class MirroredModel:
         Returns:
             Mean logits (B, M, L, L, L) and mean quality (B, M), float32.
         """
-        side = self.config.image_size
-        answers = self.model.decode_masks(
-            self._together(embedding),
-            torch.cat([_mirrored_points(points, axes, side) for axes in self.images]),
-            labels.repeat(len(self.images), 1),
-            boxes=None
-            if boxes is None
-            else torch.cat([_mirrored_boxes(boxes, axes, side) for axes in self.images]),
-            mask_logits=None
-            if mask_logits is None
-            else torch.cat([mask_logits.flip(_dims(axes)) for axes in self.images]),
-            multimask=multimask,
+        num, side = len(self.images), self.config.image_size
+        parts = (embedding.tokens, *embedding.skips)
+        size = len(parts) // num
+        asked = [
+            (
+                parts[n * size : (n + 1) * size],
+                _mirrored_points(points, axes, side),
+                None if boxes is None else _mirrored_boxes(boxes, axes, side),
+                None if mask_logits is None else mask_logits.flip(_dims(axes)),
+            )
+            for n, axes in enumerate(self.images)
+        ]
+        if self.in_batch:
+            asked = [_together(asked)]
+            labels = labels.repeat(num, 1)
+        answers = [
+            self.model.decode_masks(
+                ImageEmbedding(of_image[0], tuple(of_image[1:]), embedding.image_size),
+                where,
+                labels,
+                boxes=box,
+                mask_logits=mask,
+                multimask=multimask,
+            )
+            for of_image, where, box, mask in asked
+        ]
+        logits, quality = (
+            torch.cat(each).float().chunk(num) for each in zip(*answers, strict=True)
         )
-        logits, quality = (answer.float().chunk(len(self.images)) for answer in answers)
         back = [part.flip(_dims(axes)) for part, axes in zip(logits, self.images, strict=True)]
         return torch.stack(back).mean(0), torch.stack(quality).mean(0)
 
-    def _together(self, embedding: ImageEmbedding) -> ImageEmbedding:
-        """Return the embeddings of all images as one batch, image by image."""
-        parts = (embedding.tokens, *embedding.skips)
-        size = len(parts) // len(self.images)
-        tokens, *skips = [torch.cat(parts[n::size]) for n in range(size)]
-        return ImageEmbedding(tokens, tuple(skips), embedding.image_size)
+
+def _together(asked: list[_Asked]) -> _Asked:
+    """Return what is asked of all images as one batch, image by image."""
+    parts, points, boxes, masks = zip(*asked, strict=True)
+    return (
+        tuple(torch.cat(of_images) for of_images in zip(*parts, strict=True)),
+        torch.cat(points),
+        None if boxes[0] is None else torch.cat(boxes),
+        None if masks[0] is None else torch.cat(masks),
+    )
 
 
 def _dims(axes: Axes) -> Axes:

@@ -28,7 +28,7 @@ from fastsam3d.session import scale
 from fastsam3d.session.answers import Answer, Look, repeated
 from fastsam3d.session.extent import MaskExtent, clicked_parts, measure_mask
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
-from fastsam3d.session.looks import RoiEncoder, prompts_in_roi
+from fastsam3d.session.looks import RoiEncoder, mean_of_looks, prompts_in_roi
 from fastsam3d.session.middle import central_voxel, middle_voxel
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
@@ -421,7 +421,26 @@ class Round:
         given = self._prompts if prompts is None else prompts
         seen = prompts_in_roi(given, self.volume.geometry, roi)
         decoded = self.predictor.decode(encoded, seen, mask_logits_SSS=mask, multimask=multimask)
+        if self.policy.look_factors:
+            decoded = self._mean_look(roi, decoded, mask, given, multimask=multimask)
         return self._judged(roi, decoded, seen)
+
+    def _mean_look(
+        self, roi: Roi, own: DecodedMask, mask: Tensor | None, given: PromptSet, *, multimask: bool
+    ) -> DecodedMask:
+        """Return the mean of a look and of those at the policy's other spacings."""
+        geometry, factors = self.volume.geometry, self.policy.look_factors
+        rois = [Roi(roi.centre_voxel, roi.spacing_mm * factor, roi.size) for factor in factors]
+        self._work_ms += self.policy.click_ms * len(rois)
+        seen: list[tuple[Roi, DecodedMask]] = []
+        for other, encoded in zip(rois, self._encode(rois), strict=True):
+            carried = None if mask is None else resample_logits(mask, geometry, roi, other)
+            prompts = prompts_in_roi(given, geometry, other)
+            found = self.predictor.decode(
+                encoded, prompts, mask_logits_SSS=carried, multimask=multimask
+            )
+            seen.append((other, found))
+        return mean_of_looks(roi, own, seen, geometry)
 
     def _judged(self, roi: Roi, decoded: DecodedMask, seen: RoiPrompts) -> Look:
         clicks = seen.points[seen.is_positive]

@@ -71,6 +71,8 @@ class ScalePolicy:
         budget_ms: Estimated work that a prompt may take; 0 for no bound. See `budget`.
         encode_ms: Price of an encode in that estimate.
         click_ms: Price of a decode, and of what goes with it.
+        look_factors: Every look is also taken with voxels larger by these factors, around the same
+            place, and the mean of what is seen counts: for each an encode and a decode more.
         first_click_candidates: Ask the model for several masks at a first click and take that of
             the best predicted quality.
 
@@ -107,11 +109,13 @@ class ScalePolicy:
     budget_ms: float = 0.0
     encode_ms: float = 600.0
     click_ms: float = 200.0
+    look_factors: tuple[float, ...] = ()
     first_click_candidates: bool = False
 
     def __post_init__(self) -> None:
         """Check what would make the choice endless or meaningless."""
         object.__setattr__(self, "spacings_mm", tuple(self.spacings_mm))
+        object.__setattr__(self, "look_factors", tuple(self.look_factors))
         if not self.spacings_mm or min(self.spacings_mm) <= 0:
             message = f"Spacings must be positive millimetres, got {self.spacings_mm}."
             raise ConfigError(message)
@@ -124,7 +128,11 @@ class ScalePolicy:
         if min(self.growth, self.same_spacing, self.consistent_extent) <= 1:
             message = f"Factors growth, same_spacing, consistent_extent must exceed 1: {self}."
             raise ConfigError(message)
-        numbers = [getattr(self, item.name) for item in fields(self) if item.name != "spacings_mm"]
+        if any(factor <= 0 or factor == 1 for factor in self.look_factors):
+            message = f"Factors of further looks must be positive and not 1: {self.look_factors}."
+            raise ConfigError(message)
+        lists = {"spacings_mm", "look_factors"}
+        numbers = [getattr(self, item.name) for item in fields(self) if item.name not in lists]
         if min(cast("list[float]", numbers)) < 0:
             message = f"Scale policy must not hold negative numbers, got {self}."
             raise ConfigError(message)

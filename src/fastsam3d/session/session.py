@@ -140,7 +140,9 @@ class Session:
         )
         model, model_id = cast("PromptableModel", runner), card.sha256
         if mirrors != 1:
-            model, model_id = MirroredModel(model, mirrors), f"{model_id} {mirrors} mirror images"
+            is_batched = chosen.type == "cuda" and engine != "cuda_graph"
+            model = MirroredModel(model, mirrors, in_batch=is_batched)
+            model_id = f"{model_id} {mirrors} mirror images"
         predictor = Predictor(model, card.preprocessing, device=chosen, model_id=model_id)
         return cls(predictor, policy=policy, disk_cache=disk_cache)
 
