@@ -56,6 +56,7 @@ POLICIES: dict[str, PolicySpec] = {
         "target_extent": 0.5,
         "largest_extent": 0.99,
     },
+    "mean of 1.1 mm and 1.3 times finer and coarser": {"look_factors": (1.3, 1 / 1.3)},
     "best of three candidates at the first click": {"first_click_candidates": True},
 }
 BLIND = "default, image hidden"
@@ -76,7 +77,7 @@ def play(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     protocol = InteractionProtocol(num_clicks=options.clicks)
     jobs = [(c, t) for c in load_cases(options.pack) for t in protocol.targets(c)]
-    base = Session.from_pretrained(options.model, device=options.device)
+    base = Session.from_pretrained(options.model, device=options.device, mirrors=options.mirrors)
     seen, started = _with_engine(base.predictor, options.engine), time.monotonic()
     hidden = Predictor(
         BlindModel(seen.model), seen.preprocessing, device=seen.device, model_id="blind"
@@ -187,6 +188,7 @@ def main() -> int:
         default="torch",
         help="float32; bfloat16; that as CUDA graphs; that compiled",
     )
+    parser.add_argument("--mirrors", type=int, default=1, help="mirror images to average over")
     parser.add_argument("--clicks", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no policy after this")

@@ -85,6 +85,15 @@ def prompts_in_roi(prompts: PromptSet, geometry: Geometry, roi: Roi) -> RoiPromp
     return RoiPrompts(in_roi[is_inside], is_positive[is_inside], box)
 
 
+def looked_at(before: RoundState | None, geometry: Geometry) -> set[Roi]:
+    """Return the ROIs whose embeddings the round before has paid for."""
+    if before is None or before.roi is None:
+        return set()
+    mosaic = before.mosaic
+    tiles = () if mosaic is None else (mosaic.roi(origin, geometry) for origin in mosaic.origins)
+    return {before.roi, *tiles}
+
+
 def mean_of_looks(
     roi: Roi, own: DecodedMask, others: Sequence[tuple[Roi, DecodedMask]], geometry: Geometry
 ) -> DecodedMask:

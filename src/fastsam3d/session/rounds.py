@@ -28,7 +28,7 @@ from fastsam3d.session import scale
 from fastsam3d.session.answers import Answer, Look, repeated
 from fastsam3d.session.extent import MaskExtent, clicked_parts, measure_mask
 from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundState
-from fastsam3d.session.looks import RoiEncoder, mean_of_looks, prompts_in_roi
+from fastsam3d.session.looks import RoiEncoder, looked_at, mean_of_looks, prompts_in_roi
 from fastsam3d.session.middle import central_voxel, middle_voxel
 from fastsam3d.session.mosaic import Mosaic
 from fastsam3d.volume import Region
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fastsam3d.session.cache import EmbeddingCache
     from fastsam3d.session.predictor import DecodedMask, EncodedRoi, Predictor, RoiPrompts
     from fastsam3d.session.scale import ScalePolicy
-    from fastsam3d.volume import Geometry, Volume
+    from fastsam3d.volume import Volume
 
 EMPTY_WARNING = (
     "The model found nothing at the prompts; add a positive point inside the object or a box."
@@ -92,7 +92,7 @@ class Round:
             CheckpointError: The model returned logits that are not finite.
         """
         started = time.perf_counter()
-        self._looked_at = _looked_at(before, self.volume.geometry)
+        self._looked_at = looked_at(before, self.volume.geometry)
         answer = self._answer(before)
         answer.mask.setflags(write=False)
         roi = EMPTY_REGION if answer.roi is None else roi_region(self.volume.geometry, answer.roi)
@@ -132,7 +132,7 @@ class Round:
         Raises:
             CheckpointError: The model returned logits that are not finite.
         """
-        self._looked_at = _looked_at(before, self.volume.geometry) | {roi}
+        self._looked_at = looked_at(before, self.volume.geometry) | {roi}
         look = self._judged(roi, decoded, prompts_in_roi(self._prompts, self.volume.geometry, roi))
         known = None if before is None else before.mosaic
         origin = None if known is None else known.origin_of(roi, self.volume.geometry)
@@ -482,15 +482,6 @@ class Round:
             logits=look.decoded.prompt_logits,
             mosaic=mosaic if len(mosaic.origins) > 1 else None,
         )
-
-
-def _looked_at(before: RoundState | None, geometry: Geometry) -> set[Roi]:
-    """Return the ROIs whose embeddings the round before has paid for."""
-    if before is None or before.roi is None:
-        return set()
-    mosaic = before.mosaic
-    tiles = () if mosaic is None else (mosaic.roi(origin, geometry) for origin in mosaic.origins)
-    return {before.roi, *tiles}
 
 
 def _origin_around(voxel: NDArray[np.int64], size: int) -> tuple[int, int, int]:
