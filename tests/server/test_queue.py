@@ -89,6 +89,17 @@ def test_a_failing_job_is_its_own_affair(queue):
     assert queue.submit("b", lambda: 5).result(5) == 5
 
 
+@pytest.mark.parametrize("work", [int, lambda: 1 / 0])
+def test_whoever_hears_of_an_outcome_finds_the_room_at_rest(queue, gate, work):
+    at_work = []
+    future = queue.submit("a", work)
+    future.add_done_callback(lambda _: at_work.append(queue.has_work("a")))
+    assert queue.has_work("a")
+    gate.set()
+    queue.submit("b", int).result(5)
+    assert at_work == [False]
+
+
 def test_a_closed_rooms_jobs_fail_and_others_go_on(queue, gate):
     gone, kept = queue.submit("a", int), queue.submit("b", lambda: 7)
     queue.drop("a")

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsam3d.server.errors import RETRY_SOON_S, ApiError
@@ -180,17 +181,13 @@ class EngineQueue:
         if self._setup is not None:
             self._setup()
         while (job := self._next()) is not None:
-            if job.future.set_running_or_notify_cancel():
-                try:
-                    result = job.work()
-                # Whatever a job raises is its client's affair, never the other rooms'.
-                except BaseException as error:  # noqa: BLE001
-                    job.future.set_exception(_catchable(error))
-                else:
-                    job.future.set_result(result)
-                    del result
+            tell = _run(job.work) if job.future.set_running_or_notify_cancel() else None
+            # Before the outcome is told: whoever hears of it must find the room at rest.
             with self._wake:
                 self._running = None
+            if tell is not None:
+                tell(job.future)
+            del tell
             del job  # A finished job must not keep a room's memory until the next one comes.
 
     def _next(self) -> _Job | None:
@@ -208,6 +205,17 @@ class EngineQueue:
                 del self._waiting[room]
             self._running = job
             return job
+
+
+def _run(work: Callable[[], Any]) -> Callable[[Future[Any]], None]:
+    """Do a job's work; return what tells its outcome to a future."""
+    try:
+        result = work()
+    # Whatever a job raises is its client's affair, never the other rooms'.
+    except BaseException as error:  # noqa: BLE001
+        # No local name: the error would hold this frame, and this frame the error.
+        return methodcaller("set_exception", _catchable(error))
+    return methodcaller("set_result", result)
 
 
 def _catchable(error: BaseException) -> Exception:
