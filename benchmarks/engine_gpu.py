@@ -250,7 +250,7 @@ class Checked:
     @torch.inference_mode()
     def trunk(self, limits: dict[str, float]) -> dict[str, Any]:
         """Time the trunk's blocks on a batch, each compiled, as a share of the GEMM ceiling."""
-        encoder = next(self.engine._model.children())
+        encoder = next(self.engine._model.model.children())
         config = self.model.config
         grid, width = config.grid_size, config.embed_dim
         x = torch.randn(BATCH, grid**3, width, device="cuda")

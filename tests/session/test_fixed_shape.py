@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.registry import build_model
+from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
@@ -66,6 +68,44 @@ def test_every_kind_of_prompt_after_every_other(config) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_an_empty_box_is_not_the_same_as_none(config) -> None:
+    model, engine = make(config)
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image)
+    found = engine.encode_image(image)
+    given = some_prompts(config, 2, box=False, mask=False)
+    for box in (torch.tensor([[9.0, 9, 9, 9, 9, 9]]), None, torch.zeros(1, 6)):
+        assert_equal_answers(model, engine, expected, found, **given, boxes=box)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_nothing_of_a_click_is_left_for_the_next(config) -> None:
+    model, engine = make(config)
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image)
+    found = engine.encode_image(image)
+    wild = some_prompts(config, 4, box=True, mask=True)
+    wild["points"][:, 1:] = torch.nan
+    engine.decode_masks(found, **wild)
+    assert_equal_answers(
+        model, engine, expected, found, **some_prompts(config, 1, box=False, mask=False)
+    )
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_prompts_on_the_device_are_taken_as_those_in_host_memory(box: bool) -> None:
+    given = some_prompts(TOY, 2, box=box, mask=False)
+    packed = []
+    for way in (ClickBuffers._fill_from_host, ClickBuffers._fill_on_device):
+        buffers = ClickBuffers(4, empty_label=-2, side=8, device=torch.device("cpu"))
+        way(buffers, given["points"], given["labels"], given.get("boxes"))
+        packed.append(buffers.packed)
+    assert torch.equal(*packed)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_batches(config) -> None:
     model, engine = make(config)
     images = torch.randn(3, 1, *(config.image_size,) * 3)
@@ -92,12 +132,33 @@ def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
 def test_bounds_are_tight_and_an_empty_mask_has_none() -> None:
     logits = torch.full((1, 1, 16, 16, 16), -1.0)
     quality = torch.tensor([[0.5]])
-    empty = unpack_mask(logits, *pack_mask(logits, quality, 16))
+    empty = unpack_mask(logits, pack_mask(logits, quality, 16).numpy(), 16)
     assert empty.bounds == ((0, 0),) * 3
     assert empty.mask.size == 0
     logits[0, 0, 3:5, 9, 2:15] = 1.0
-    found = unpack_mask(logits, *pack_mask(logits, quality, 16))
+    found = unpack_mask(logits, pack_mask(logits, quality, 16).numpy(), 16)
     assert found.bounds == ((3, 5), (9, 10), (2, 15))
+    assert found.mask.all()
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.3])
+def test_bits_and_bounds_of_any_mask(density: float) -> None:
+    torch.manual_seed(5)
+    inside = torch.rand(16, 16, 16) < density
+    logits = torch.where(inside, 1.0, -1.0)[None, None]
+    found = unpack_mask(logits, pack_mask(logits, torch.tensor([[0.25]]), 16).numpy(), 16)
+    assert (np.unpackbits(found.bits, axis=-1).astype(bool) == inside.numpy()).all()
+    places = inside.nonzero().numpy()
+    if len(places):
+        wanted = tuple(zip(places.min(0), places.max(0) + 1, strict=True))
+        assert found.bounds == wanted
+    assert found.quality == 0.25
+
+
+def test_the_bits_of_an_answer_belong_to_the_caller() -> None:
+    packed = pack_mask(torch.ones(1, 1, 8, 8, 8), torch.ones(1, 1), 8).numpy()
+    found = unpack_mask(torch.ones(1), packed, 8)
+    packed[:] = 0
     assert found.mask.all()
 
 

@@ -21,11 +21,11 @@ _MOST_COMPILATIONS = 64
 
 
 class Replay:
-    """A function of named tensors, run on the same memory every time.
+    """A function of buffers, run on the same memory every time.
 
     Args:
         function: Takes the buffers by name and returns tensors; it never waits for the device.
-        buffers: With the values that stand for an absent input.
+        buffers: Stay where they are; what they hold is taken anew by every run.
         compile_mode: Of torch.compile; None runs the function as it is. If compiling fails, a
             warning says why and the function is run as it is.
         is_captured: Record a CUDA graph.
@@ -40,25 +40,12 @@ class Replay:
         is_captured: bool,
     ) -> None:
         self._buffers = buffers
-        self._neutral = {name: buffer.clone() for name, buffer in buffers.items()}
-        # How much of each buffer, along its second axis, differs from what stands for absence.
-        self._filled = dict.fromkeys(buffers, 0)
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
 
-    def run(self, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return the outputs for new values of the buffers; the next run overwrites them."""
-        for name, buffer in self._buffers.items():
-            value = values.get(name)
-            count = 0 if value is None else value.shape[1]
-            if value is not None:
-                buffer[:, :count].copy_(value, non_blocking=True)
-            # Every copy is a launch; one is due only where the run before left something.
-            if count < self._filled[name]:
-                rest = slice(count, self._filled[name])
-                buffer[:, rest].copy_(self._neutral[name][:, rest])
-            self._filled[name] = count
+    def run(self) -> tuple[Tensor, ...]:
+        """Return the outputs for what the buffers hold now; the next run overwrites them."""
         if self._graph is None:
             return self._function(**self._buffers)
         graph, outputs = self._graph

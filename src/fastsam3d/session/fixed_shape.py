@@ -9,33 +9,29 @@ Shape legend: B batch, N points, M mask candidates, S side of the ROI, L side of
 
 from __future__ import annotations
 
-import copy
 import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.model.embedding import ImageEmbedding
-from fastsam3d.model.hr import HighResSam3D
-from fastsam3d.model.prompt_encoder import append_box_centres
-from fastsam3d.model.window_attention import WindowAttention
+from fastsam3d.session.fixed_model import FixedModel
+from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_replay import CompileMode, Replay
-from fastsam3d.session.mask_bits import RoiAnswer, pack_mask, unpack_mask
+from fastsam3d.session.mask_bits import RoiAnswer, packed_size, unpack_mask
 
 if TYPE_CHECKING:
-    from fastsam3d.model.config import ModelConfig
-    from fastsam3d.model.registry import Model
-    from fastsam3d.model.sam_med3d import SamMed3D
+    from collections.abc import Callable
 
-# Of a slot of the buffer that holds no point. Our own variants know padding without effect; the
-# official decoders attend to their padding (-1), so that theirs is hidden from attention.
-_NO_POINT, _HIDDEN_POINT = -1, -2
-_HIDDEN_SCORE = -1.0e4
-_MATRIX_LAYERS = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastsam3d.model.config import ModelConfig
+    from fastsam3d.model.embedding import ImageEmbedding
+    from fastsam3d.model.registry import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +71,7 @@ class FixedShapeEngine:
 
     Batches, and prompt sets of more points than `FixedShapeConfig.max_points`, are run eagerly in
     the same precision. Several sessions may share it: calls take turns, and what is returned
-    belongs to the caller.
+    belongs to the caller. Prompts travel in one copy, best from tensors in host memory.
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.
@@ -92,16 +88,20 @@ class FixedShapeEngine:
             msg = f"CUDA graphs need a CUDA device, got {device.type}; use engine='torch'."
             raise ConfigError(msg)
         self.device = device
-        self._model = _reduced(model, self.options)
-        self._is_own = isinstance(model, HighResSam3D)
+        self._model = FixedModel(model, self.options)
         self._lock = threading.Lock()
+        self._image = torch.zeros(1, 1, *(model.config.image_size,) * 3, device=device)
+        self._buffers = ClickBuffers(
+            self.options.max_points,
+            empty_label=self._model.empty_label,
+            side=model.config.logits_size,
+            device=device,
+        )
+        self._on_host = _HostBuffer(packed_size(model.config.image_size), device)
         self._encoder: Replay | None = None
         self._decoders: dict[_Kind, Replay] = {}
         self._shared: tuple[Tensor, ...] = ()
         self._resident: ImageEmbedding | None = None
-        if not self._is_own:
-            with torch.inference_mode():
-                self._grid_position = cast("SamMed3D", self._model).prompt_encoder.encode_grid()
 
     @property
     def config(self) -> ModelConfig:
@@ -112,12 +112,12 @@ class FixedShapeEngine:
         """Embed ROIs, shape (B, 1, S, S, S)."""
         with self._lock, torch.inference_mode():
             if len(image) != 1:
-                return self._embedding(self._encode(image))
+                return self._model.embedding(self._model.encode(image))
             if self._encoder is None:
-                buffer = torch.zeros(image.shape, device=self.device)
-                self._encoder = self._replay(self._encode, {"image": buffer})
-            parts = self._encoder.run({"image": image})
-            return self._embedding(tuple(part.clone() for part in parts))
+                self._encoder = self._replay(self._model.encode, {"image": self._image})
+            self._image.copy_(image, non_blocking=True)
+            parts = self._encoder.run()
+            return self._model.embedding(tuple(part.clone() for part in parts))
 
     def decode_masks(
         self,
@@ -148,7 +148,7 @@ class FixedShapeEngine:
         """Decode one prompt set to the mask itself, in host memory.
 
         Upsampling, threshold, bounding box and packing to bits are part of the graph; what is
-        copied to the host is S**3 / 8 bytes.
+        copied to the host is S**3 / 8 bytes and the bounds.
 
         Args:
             embedding: Of one ROI.
@@ -165,12 +165,11 @@ class FixedShapeEngine:
             raise ConfigError(msg)
         with self._lock, torch.inference_mode():
             found = self._answer(embedding, points, labels, boxes, mask_logits, multimask=False)
-            logits, _, bits, facts = found
-            # All copies are under way before the first is waited for.
-            logits, on_host = logits.clone(), [_to_host(part) for part in (bits, facts)]
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()
-            return unpack_mask(logits, *on_host)
+            logits, _, packed = found
+            self._on_host.start(packed)
+            # The device makes the caller's copy while the host reads the bytes.
+            logits = logits.clone()
+            return unpack_mask(logits, self._on_host.wait(), self.config.image_size)
 
     def _answer(
         self,
@@ -182,32 +181,46 @@ class FixedShapeEngine:
         *,
         multimask: bool,
     ) -> tuple[Tensor, ...]:
-        """Return logits, quality and, of one mask of one prompt set, its bits and facts."""
-        if boxes is not None and not self._is_own:
-            points, labels = append_box_centres(points.to(boxes), labels.to(boxes.device), boxes)
-            boxes = None
-        values = {"points": points, "labels": labels, "boxes": boxes, "mask_logits": mask_logits}
-        given = {name: value for name, value in values.items() if value is not None}
+        """Return logits, quality and, of one mask of one prompt set, its bytes."""
         is_single = len(points) == 1 and embedding.batch_size == 1
         if not is_single or points.shape[1] > self.options.max_points:
-            on_device = {name: value.to(self.device) for name, value in given.items()}
-            return self._decode(_parts(embedding), on_device, multimask=multimask)
+            values = {
+                "points": points,
+                "labels": labels,
+                "boxes": boxes,
+                "mask_logits": mask_logits,
+            }
+            given = {
+                name: part.to(self.device) for name, part in values.items() if part is not None
+            }
+            return self._model.decode(_parts(embedding), given, multimask=multimask)
         # Absent prompts of our own variants have neutral values, so that one graph serves all.
-        kind = _Kind(self._is_own or mask_logits is not None, multimask)
+        kind = _Kind(self._model.is_own or mask_logits is not None, multimask)
         decoder = self._decoder(embedding, kind)
         self._make_resident(embedding)
-        return decoder.run(given)
+        self._buffers.fill(points, labels, boxes, mask_logits)
+        return decoder.run()
 
     def _decoder(self, embedding: ImageEmbedding, kind: _Kind) -> Replay:
         if not self._shared:
             self._shared = tuple(torch.empty_like(part) for part in _parts(embedding))
         if kind not in self._decoders:
             self._make_resident(embedding)
+            buffers = {"packed": self._buffers.packed}
+            if kind.has_mask:
+                buffers["mask"] = self._buffers.mask_logits
             decode = partial(self._decode_shared, multimask=kind.multimask)
-            self._decoders[kind] = self._replay(decode, self._buffers(kind))
+            self._decoders[kind] = self._replay(decode, buffers)
         return self._decoders[kind]
 
-    def _replay(self, function: Any, buffers: dict[str, Tensor]) -> Replay:
+    def _decode_shared(
+        self, packed: Tensor, mask: Tensor | None = None, *, multimask: bool
+    ) -> tuple[Tensor, ...]:
+        return self._model.decode_packed(self._shared, packed, mask, multimask=multimask)
+
+    def _replay(
+        self, function: Callable[..., tuple[Tensor, ...]], buffers: dict[str, Tensor]
+    ) -> Replay:
         return Replay(
             function,
             buffers,
@@ -215,101 +228,40 @@ class FixedShapeEngine:
             is_captured=self.options.is_captured,
         )
 
-    def _buffers(self, kind: _Kind) -> dict[str, Tensor]:
-        side, on, count = self.config.logits_size, self.device, self.options.max_points
-        absent = _NO_POINT if self._is_own else _HIDDEN_POINT
-        buffers = {
-            "points": torch.zeros(1, count, 3, device=on),
-            "labels": torch.full((1, count), absent, device=on),
-        }
-        if self._is_own:
-            buffers["boxes"] = torch.zeros(1, 6, device=on)
-        if kind.has_mask:
-            buffers["mask_logits"] = torch.zeros(1, 1, side, side, side, device=on)
-        return buffers
-
     def _make_resident(self, embedding: ImageEmbedding) -> None:
         if self._resident is not embedding:
             for buffer, part in zip(self._shared, _parts(embedding), strict=True):
                 buffer.copy_(part)
             self._resident = embedding
 
-    def _encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        with self._precision():
-            return _parts(self._model.encode_image(image.to(self.device)))
 
-    def _decode_shared(self, *, multimask: bool, **given: Tensor) -> tuple[Tensor, ...]:
-        return self._decode(self._shared, given, multimask=multimask)
+class _HostBuffer:
+    """Bytes in host memory that a device writes to, the same every time.
 
-    def _decode(
-        self, parts: tuple[Tensor, ...], given: dict[str, Tensor], *, multimask: bool
-    ) -> tuple[Tensor, ...]:
-        run = self._decode_own if self._is_own else self._decode_official
-        with self._precision():
-            logits, quality = run(self._embedding(parts), given, multimask=multimask)
-        logits, quality = logits.float(), quality.float()
-        if multimask or len(logits) != 1:
-            return logits, quality
-        return logits, quality, *pack_mask(logits, quality, self.config.image_size)
+    Args:
+        size: Number of bytes.
+        device: From where; on a CPU nothing is copied.
+    """
 
-    def _decode_own(
-        self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
-        return cast("HighResSam3D", self._model).decode_masks(
-            embedding, **cast("Any", given), multimask=multimask
-        )
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self._is_cuda)
+        self._copied = torch.cuda.Event() if self._is_cuda else None
 
-    def _decode_official(
-        self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
-        model = cast("SamMed3D", self._model)
-        points, labels = given["points"], given["labels"]
-        shown = labels.clamp(min=_NO_POINT)
-        prompts = model.prompt_encoder(points, shown, None, given.get("mask_logits"))
-        # The prompt encoder adds one padding point of its own, which is not hidden.
-        is_hidden = nn.functional.pad(labels == _HIDDEN_POINT, (0, 1))
-        prompts = prompts._replace(bias=_HIDDEN_SCORE * is_hidden)
-        return model.mask_decoder(
-            embedding.tokens, self._grid_position, prompts, multimask=multimask
-        )
+    def start(self, packed: Tensor) -> None:
+        """Start to copy what the device will have computed by then."""
+        if self._copied is None:
+            self._bytes = packed
+            return
+        self._bytes.copy_(packed, non_blocking=True)
+        self._copied.record(torch.cuda.current_stream(packed.device))
 
-    def _embedding(self, parts: tuple[Tensor, ...]) -> ImageEmbedding:
-        return ImageEmbedding(parts[0], parts[1:], self.config.image_size)
-
-    def _precision(self) -> torch.autocast:
-        # The cache would keep casts of another call's memory; weights are cast already.
-        is_reduced = self.options.dtype != torch.float32
-        dtype = self.options.dtype if is_reduced else None
-        return torch.autocast(self.device.type, dtype, enabled=is_reduced, cache_enabled=False)
+    def wait(self) -> NDArray[np.uint8]:
+        """Return the bytes once they are there; the next copy overwrites them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return cast("NDArray[np.uint8]", cast("Any", self._bytes).numpy())
 
 
 def _parts(embedding: ImageEmbedding) -> tuple[Tensor, ...]:
     return (embedding.tokens, *embedding.skips)
-
-
-def _to_host(part: Tensor) -> Tensor:
-    """Start a copy to the host; on a GPU the caller waits for its stream."""
-    if part.device.type == "cpu":
-        return part.clone()
-    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-    return host.copy_(part, non_blocking=True)
-
-
-def _reduced(model: Model, options: FixedShapeConfig) -> Model:
-    dtype = options.dtype
-    reduced = copy.deepcopy(model)
-    if isinstance(reduced, HighResSam3D):
-        reduced.decoder.is_limited = False  # the box around the object has no fixed shape
-    for module in reduced.modules():
-        if isinstance(module, WindowAttention):
-            with torch.no_grad():  # while its tables are float32
-                module.fix(reduced.config.grid_size, dtype)
-            if options.has_window_kernel:
-                module.use_kernel()
-    for module in reduced.modules():
-        if isinstance(module, _MATRIX_LAYERS):
-            module.to(dtype)
-        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-            # Tensor cores read channels last; with other weights every input would be turned round.
-            cast("Any", module).to(memory_format=torch.channels_last_3d)
-    return reduced

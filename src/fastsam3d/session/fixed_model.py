@@ -1,0 +1,151 @@
+"""A copy of a model in reduced precision whose two halves take and return plain tensors."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastsam3d.model.embedding import ImageEmbedding
+from fastsam3d.model.hr import HighResSam3D
+from fastsam3d.model.prompt_encoder import append_box_centres
+from fastsam3d.model.window_attention import WindowAttention
+from fastsam3d.session.fixed_prompts import slots_of
+from fastsam3d.session.mask_bits import pack_mask
+
+if TYPE_CHECKING:
+    from fastsam3d.model.config import ModelConfig
+    from fastsam3d.model.registry import Model
+    from fastsam3d.model.sam_med3d import SamMed3D
+    from fastsam3d.session.fixed_shape import FixedShapeConfig
+
+# Of a slot of the buffer that holds no point. Our own variants know padding without effect; the
+# official decoders attend to their padding (-1), so that theirs is hidden from attention.
+_NO_POINT, _HIDDEN_POINT = -1, -2
+_HIDDEN_SCORE = -1.0e4
+_MATRIX_LAYERS = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
+
+
+class FixedModel:
+    """Encoder and decoder as functions of tensors, which a compiler and a graph can take.
+
+    Attributes:
+        config: The model's.
+        model: The copy.
+        is_own: Our own variant, whose absent prompts have neutral values.
+        empty_label: Of a slot that holds no point.
+
+    Args:
+        model: In evaluation mode on its device; it is copied, not changed.
+        options: Precision and kernels.
+    """
+
+    def __init__(self, model: Model, options: FixedShapeConfig) -> None:
+        self.config: ModelConfig = model.config
+        self.is_own = isinstance(model, HighResSam3D)
+        self.empty_label = _NO_POINT if self.is_own else _HIDDEN_POINT
+        self.model = _reduced(model, options)
+        self._device = next(model.parameters()).device
+        self._dtype, self._max_points = options.dtype, options.max_points
+        if not self.is_own:
+            with torch.inference_mode():
+                self._grid_position = cast("SamMed3D", self.model).prompt_encoder.encode_grid()
+
+    def embedding(self, parts: tuple[Tensor, ...]) -> ImageEmbedding:
+        """Return what `encode` made as the model's embedding."""
+        return ImageEmbedding(parts[0], parts[1:], self.config.image_size)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return tokens and skips of ROIs (B, 1, S, S, S)."""
+        with self._precision():
+            embedding = self.model.encode_image(image.to(self._device))
+        return (embedding.tokens, *embedding.skips)
+
+    def decode(
+        self, parts: tuple[Tensor, ...], given: dict[str, Tensor], *, multimask: bool
+    ) -> tuple[Tensor, ...]:
+        """Return float32 logits, quality and, of one mask of one prompt set, its bytes.
+
+        Args:
+            parts: Tokens and skips.
+            given: Points and labels, and boxes or mask_logits where there are any, as
+                `decode_masks` has them.
+            multimask: As `decode_masks` has it.
+        """
+        run = self._decode_own if self.is_own else self._decode_official
+        with self._precision():
+            logits, quality = run(self.embedding(parts), given, multimask=multimask)
+        logits, quality = logits.float(), quality.float()
+        if multimask or len(logits) != 1:
+            return logits, quality
+        return logits, quality, pack_mask(logits, quality, self.config.image_size)
+
+    def decode_packed(
+        self, parts: tuple[Tensor, ...], packed: Tensor, mask: Tensor | None, *, multimask: bool
+    ) -> tuple[Tensor, ...]:
+        """Decode the prompts in `ClickBuffers`; else as `decode`."""
+        slots = slots_of(packed, self._max_points)
+        given = {"points": slots.points, "labels": slots.labels, "boxes": slots.boxes}
+        if not self.is_own:
+            given = _with_box_slot(given, slots.has_box)
+        if mask is not None:
+            given["mask_logits"] = mask
+        return self.decode(parts, given, multimask=multimask)
+
+    def _decode_own(
+        self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        return cast("HighResSam3D", self.model).decode_masks(
+            embedding, **cast("Any", given), multimask=multimask
+        )
+
+    def _decode_official(
+        self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        model = cast("SamMed3D", self.model)
+        points, labels = given["points"], given["labels"]
+        if "boxes" in given:
+            points, labels = append_box_centres(points, labels, given["boxes"])
+        shown = labels.clamp(min=_NO_POINT)
+        prompts = model.prompt_encoder(points, shown, None, given.get("mask_logits"))
+        # The prompt encoder adds one padding point of its own, which is not hidden.
+        is_hidden = nn.functional.pad(labels == _HIDDEN_POINT, (0, 1))
+        prompts = prompts._replace(bias=_HIDDEN_SCORE * is_hidden)
+        return model.mask_decoder(
+            embedding.tokens, self._grid_position, prompts, multimask=multimask
+        )
+
+    def _precision(self) -> torch.autocast:
+        # The cache would keep casts of another call's memory; weights are cast already.
+        is_reduced = self._dtype != torch.float32
+        dtype = self._dtype if is_reduced else None
+        return torch.autocast(self._device.type, dtype, enabled=is_reduced, cache_enabled=False)
+
+
+def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tensor]:
+    """Make the box one more point, hidden where none was given."""
+    points, labels = append_box_centres(given["points"], given["labels"], given["boxes"])
+    is_absent = nn.functional.pad(has_box == 0, (labels.shape[1] - 1, 0))
+    return {"points": points, "labels": torch.where(is_absent, _HIDDEN_POINT, labels)}
+
+
+def _reduced(model: Model, options: FixedShapeConfig) -> Model:
+    dtype = options.dtype
+    reduced = copy.deepcopy(model)
+    if isinstance(reduced, HighResSam3D):
+        reduced.decoder.is_limited = False  # the box around the object has no fixed shape
+    for module in reduced.modules():
+        if isinstance(module, WindowAttention):
+            with torch.no_grad():  # while its tables are float32
+                module.fix(reduced.config.grid_size, dtype)
+            if options.has_window_kernel:
+                module.use_kernel()
+    for module in reduced.modules():
+        if isinstance(module, _MATRIX_LAYERS):
+            module.to(dtype)
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            # Tensor cores read channels last; with other weights every input would be turned round.
+            cast("Any", module).to(memory_format=torch.channels_last_3d)
+    return reduced
