@@ -45,6 +45,8 @@ def test_round_trip_through_json(name: str) -> None:
         ("preprocessing.image_size", 24.0, "image_size must be an integer"),
         ("preprocessing.scribble_points", 0, "scribble_points must be an integer from 1"),
         ("preprocessing.scribble_points", True, "scribble_points must be an integer from 1"),
+        ("preprocessing.ct_window_hu", 0, "ct_window_hu must be a positive number or null"),
+        ("preprocessing.ct_window_hu", "wide", "ct_window_hu must be a positive number or null"),
         ("preprocessing.spacings_mm", [], "spacings_mm must be a list of positive"),
         ("preprocessing.spacings_mm", [float("inf")], "spacings_mm must be a list of positive"),
         ("preprocessing.spacings_mm", [True], "spacings_mm must be a list of positive"),
@@ -64,6 +66,14 @@ def test_round_trip_through_json(name: str) -> None:
 def test_wrong_entries_are_refused(entry: str, value: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         WeightsCard.from_dict(edited(entry, value))
+
+
+def test_cards_of_older_weights_are_read() -> None:
+    data = tiny_card().to_dict()
+    for entry in ("scribble_points", "ct_window_hu"):
+        del data["preprocessing"][entry]
+    found = WeightsCard.from_dict(data).preprocessing
+    assert (found.scribble_points, found.ct_window_hu) == (1, None)
 
 
 def test_a_grid_beyond_any_use_is_refused() -> None:

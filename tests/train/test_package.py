@@ -92,6 +92,25 @@ def test_card_says_how_many_points_of_a_scribble_the_run_trained_at_once(
         assert card.preprocessing.scribble_points == points
 
 
+def test_card_asks_for_ct_windows_where_the_run_has_shown_them(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
+    facts = {"data_sha256": hashlib.sha256(pack.read_bytes()).hexdigest()}
+    bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
+    start = None
+    for share, window in ((0.35, 150.0), (0.0, None)):
+        config = replace(recipe("debug"), model="toy")
+        degrade = replace(config.generator.degrade, share_window=share)
+        config = replace(config, generator=replace(config.generator, degrade=degrade))
+        Trainer(toy_model(), bank, config, output=tmp_path, facts=facts).export()
+        card = package(tmp_path, tmp_path / "w.safetensors", pack=pack)
+        assert card.preprocessing.ct_window_hu == window
+        start = start or card
+    tuned = package(tmp_path, tmp_path / "w.safetensors", pack=pack, start=start)
+    assert tuned.preprocessing.ct_window_hu == 150.0
+
+
 def test_fine_tuned_weights_keep_the_sources_and_spacings_that_they_began_with(
     run: Trainer, pack: Path, tmp_path: Path
 ) -> None:

@@ -39,12 +39,15 @@ class Preprocessing:
         spacings_mm: Isotropic ROI spacings that the model was trained for, ascending.
         scribble_points: Points along a scribble that the model was trained to be given at once;
             1 for a model that knows a first click alone.
+        ct_window_hu: CT is shown through a window around the clicked tissue, this far to each side
+            at least, in Hounsfield units; None where the model was trained to see all of it.
     """
 
     normalisation: Normalisation
     image_size: int
     spacings_mm: tuple[float, ...]
     scribble_points: int = 1
+    ct_window_hu: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class WeightsCard:
                 "image_size": self.preprocessing.image_size,
                 "spacings_mm": list(self.preprocessing.spacings_mm),
                 "scribble_points": self.preprocessing.scribble_points,
+                "ct_window_hu": self.preprocessing.ct_window_hu,
             },
             "licence": self.licence,
             "training_data": list(self.training_data),
@@ -201,8 +205,8 @@ def _check_types(data: object, reference: object, where: str) -> None:
 
 def _preprocessing(data: object) -> Preprocessing:
     names = {item.name for item in fields(Preprocessing)}
-    if isinstance(data, dict):  # cards from before models were trained on scribbles
-        data = {"scribble_points": 1, **cast("dict[str, object]", data)}
+    if isinstance(data, dict):  # older cards do not have these
+        data = {"scribble_points": 1, "ct_window_hu": None, **cast("dict[str, object]", data)}
     entries = _entries(data, "preprocessing", names)
     size, points = entries["image_size"], entries["scribble_points"]
     if type(points) is not int or not 1 <= points <= _MAX_SCRIBBLE_POINTS:
@@ -210,6 +214,9 @@ def _preprocessing(data: object) -> Preprocessing:
         raise _wrong("preprocessing.scribble_points", expected, points)
     if type(size) is not int:
         raise _wrong("preprocessing.image_size", "an integer", size)
+    window = entries["ct_window_hu"]
+    if window is not None and not _is_length(window):
+        raise _wrong("preprocessing.ct_window_hu", "a positive number or null", window)
     values = _list(entries["spacings_mm"], "preprocessing.spacings_mm")
     if not values or not all(_is_length(value) for value in values):
         raise _wrong("preprocessing.spacings_mm", "a list of positive millimetres", values)
@@ -218,6 +225,7 @@ def _preprocessing(data: object) -> Preprocessing:
         image_size=size,
         spacings_mm=tuple(float(cast("float", value)) for value in values),
         scribble_points=points,
+        ct_window_hu=None if window is None else float(window),
     )
 
 

@@ -96,6 +96,7 @@ def export_onnx(
             "normalisation": preprocessing.normalisation,
             "image_size": preprocessing.image_size,
             "spacings_mm": list(preprocessing.spacings_mm),
+            "ct_window_hu": preprocessing.ct_window_hu,
             "axes": "nearest to RAS",
             "centre_voxel": preprocessing.image_size // 2,
         },

@@ -49,6 +49,8 @@ class Roi:
         centre_voxel: Where ROI voxel `size // 2` lies, voxels of the canonical volume.
         spacing_mm: Side of an ROI voxel.
         size: Voxels along each side.
+        focus_voxel: Voxel of the canonical volume whose tissue is of interest, which a CT's window
+            follows; None where nothing in particular is.
 
     Raises:
         GeometryError: A value is not finite, or not positive where it must be.
@@ -57,10 +59,12 @@ class Roi:
     centre_voxel: tuple[float, float, float]
     spacing_mm: float
     size: int = ROI_SIZE
+    focus_voxel: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would give NaN positions later."""
-        if not all(math.isfinite(value) for value in (*self.centre_voxel, self.spacing_mm)):
+        numbers = (*self.centre_voxel, self.spacing_mm, *(self.focus_voxel or ()))
+        if not all(math.isfinite(value) for value in numbers):
             message = f"ROI must have a finite centre and spacing, got {self}; check the prompts."
             raise GeometryError(message)
         if self.spacing_mm <= 0 or self.size < 1:
@@ -71,9 +75,9 @@ class Roi:
     def around(
         cls, voxel: ArrayLike, geometry: Geometry, spacing_mm: float, size: int = ROI_SIZE
     ) -> Roi:
-        """Return the ROI centred on a voxel coordinate (3,) of the volume as stored."""
+        """Return the ROI centred and focused on a voxel (3,) of the volume as stored."""
         i, j, k = geometry.canonical_reorder().apply_points(voxel).tolist()
-        return cls((i, j, k), spacing_mm, size)
+        return cls((i, j, k), spacing_mm, size, (i, j, k))
 
     @property
     def side_mm(self) -> float:

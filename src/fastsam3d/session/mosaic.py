@@ -89,7 +89,7 @@ class Mosaic:
         """Return the ROI of a tile."""
         step = self.anchor.spacing_mm / np.asarray(canonical_spacing(geometry))
         i, j, k = (np.asarray(self.anchor.centre_voxel) + np.asarray(origin) * step).tolist()
-        return Roi((i, j, k), self.anchor.spacing_mm, self.anchor.size)
+        return replace(self.anchor, centre_voxel=(i, j, k))
 
     def origin_of(self, roi: Roi, geometry: Geometry) -> Triple | None:
         """Return where a tile begins on the lattice; None where an ROI is no tile of it."""

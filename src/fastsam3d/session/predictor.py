@@ -190,7 +190,11 @@ class Predictor:
 
     def _images(self, volume: Volume, rois: Sequence[Roi]) -> tuple[Tensor, NDArray[np.bool_]]:
         images = prepare_rois(
-            volume, rois, normalisation=self.preprocessing.normalisation, device=self.device
+            volume,
+            rois,
+            normalisation=self.preprocessing.normalisation,
+            device=self.device,
+            ct_window_hu=self.preprocessing.ct_window_hu,
         )
         return images, (images == 0).flatten(1).all(1).cpu().numpy()
 

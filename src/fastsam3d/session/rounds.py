@@ -280,7 +280,7 @@ class Round:
         spacing = scale.refined_spacing(self.policy, geometry, look.roi, look.extent)
         if spacing is None:
             return None
-        target = Roi(look.roi.centre_voxel, spacing, look.roi.size)
+        target = replace(look.roi, spacing_mm=spacing)
         if not self._affords(target):
             return None
         again = self._look_from(look, target)
@@ -430,7 +430,7 @@ class Round:
     ) -> DecodedMask:
         """Return the mean of a look and of those at the policy's other spacings."""
         geometry, factors = self.volume.geometry, self.policy.look_factors
-        rois = [Roi(roi.centre_voxel, roi.spacing_mm * factor, roi.size) for factor in factors]
+        rois = [replace(roi, spacing_mm=roi.spacing_mm * factor) for factor in factors]
         self._work_ms += self.policy.click_ms * len(rois)
         seen: list[tuple[Roi, DecodedMask]] = []
         for other, encoded in zip(rois, self._encode(rois), strict=True):

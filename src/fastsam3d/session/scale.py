@@ -176,7 +176,7 @@ def candidate_rois(
     for spacing in sorted(min(max(s, finest), coarsest) for s in policy.spacings_mm):
         if not chosen or spacing > chosen[-1] * policy.same_spacing:
             chosen.append(spacing)
-    return tuple(Roi(widest.centre_voxel, spacing, size) for spacing in chosen)
+    return tuple(replace(widest, spacing_mm=spacing) for spacing in chosen)
 
 
 def policy_for_extent(policy: ScalePolicy, extent_mm: float | None, *, size: int) -> ScalePolicy:
@@ -352,7 +352,7 @@ def grown_roi(
     centre = np.asarray(roi.centre_voxel) + centre_mm / canonical_spacing(geometry)
     limit = max(covering_spacing(geometry, centre, roi.size), finest_spacing(policy, geometry))
     i, j, k = centre.tolist()
-    grown = Roi((i, j, k), min(max(wanted, least), limit), roi.size)
+    grown = replace(roi, centre_voxel=(i, j, k), spacing_mm=min(max(wanted, least), limit))
     return None if grown.spacing_mm <= roi.spacing_mm and not centre_mm.any() else grown
 
 

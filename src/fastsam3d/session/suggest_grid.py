@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -116,7 +116,8 @@ def _tiles(
             continue
         # Models see best what is clicked in the middle of the ROI.
         centre = voxels[inside].mean(axis=0)
-        tiles.append(Tile(Roi.around(centre, geometry, spacing_mm, size), voxels[inside]))
+        roi = replace(Roi.around(centre, geometry, spacing_mm, size), focus_voxel=None)
+        tiles.append(Tile(roi, voxels[inside]))
     return tuple(tiles)
 
 

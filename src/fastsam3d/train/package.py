@@ -23,6 +23,8 @@ from fastsam3d.train.state import load_state
 # One spacing: measured on the development cases, choosing among several by the quality that this
 # short a training teaches the model is worse than always 1.1 mm (docs/training/log.md).
 SPACINGS_MM = (1.1,)
+# Chosen on the development CT, for weights that have seen CT through random windows (ibid.).
+CT_WINDOW_HU = 150.0
 # Sources with share-alike terms are named with their licence in the card's list of training data.
 WEIGHTS_LICENCE = "Apache-2.0"
 
@@ -70,6 +72,7 @@ def package(
             image_size=config.image_size,
             spacings_mm=SPACINGS_MM if start is None else start.preprocessing.spacings_mm,
             scribble_points=_scribble_points(run_config, start),
+            ct_window_hu=_ct_window(run_config, start),
         ),
         licence=licence,
         training_data=tuple(dict.fromkeys((*earlier, *training_sources(pack)))),
@@ -85,6 +88,12 @@ def _scribble_points(config: dict[str, Any], start: WeightsCard | None) -> int:
     if config["prompts"].get("share_scribble"):
         return 1 + SCRIBBLE_TAIL
     return 1 if start is None else start.preprocessing.scribble_points
+
+
+def _ct_window(config: dict[str, Any], start: WeightsCard | None) -> float | None:
+    if start is not None:
+        return start.preprocessing.ct_window_hu
+    return CT_WINDOW_HU if config["generator"]["degrade"]["share_window"] else None
 
 
 def training_sources(pack: Path) -> tuple[str, ...]:

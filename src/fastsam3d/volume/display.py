@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from fastsam3d.volume.hounsfield import is_hounsfield
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-
-LEAST_AIR_HU: Final = -1100.0
-MOST_AIR_HU: Final = -700.0
-MIN_AIR_SHARE: Final = 0.05
 
 
 class Plane(NamedTuple):
@@ -45,8 +43,8 @@ def display_window(
 
     CT uses the usual Hounsfield windows, by what the structure is made of: lung, bone or soft
     tissue. PET starts at zero. Everything else spans the 1st to 99.5th percentile of the voxels
-    that are neither zero nor the lowest, which are background. Files that say nothing about their
-    modality count as CT if 5 % of them is air near -1000.
+    that are neither zero nor the lowest, which are background. What is CT: see
+    `hounsfield.is_hounsfield`.
 
     Args:
         array: Intensities, any shape.
@@ -56,13 +54,12 @@ def display_window(
     Returns:
         The black and the white intensity, black < white.
     """
-    sample = array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)]
-    looks_like_ct = np.mean((sample >= LEAST_AIR_HU) & (sample <= MOST_AIR_HU)) >= MIN_AIR_SHARE
-    if modality == "CT" or (modality is None and looks_like_ct):
+    if is_hounsfield(array, modality):
         typical = float(np.median(array[inside])) if inside.any() else 40.0
         if typical < -400:
             return -1350.0, 150.0
         return (-450.0, 1050.0) if typical > 220 else (-160.0, 240.0)
+    sample = array[tuple(slice(None, None, 3 if n > 24 else 1) for n in array.shape)]
     if modality == "PET":
         low, high = 0.0, float(np.percentile(sample, 99.8))
     else:

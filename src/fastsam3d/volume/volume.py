@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastsam3d.errors import GeometryError, VolumeReadError
 from fastsam3d.volume.geometry import Geometry
+from fastsam3d.volume.hounsfield import is_hounsfield
 
 Modality = Literal["CT", "MR", "PET"]
 MAX_LABEL = 65535
@@ -63,6 +65,11 @@ class Volume:
     def shape(self) -> tuple[int, int, int]:
         """Voxels along i, j, k."""
         return self.geometry.shape
+
+    @cached_property
+    def is_hounsfield(self) -> bool:
+        """Whether this is CT; see `fastsam3d.volume.hounsfield`."""
+        return is_hounsfield(self.array, self.modality)
 
     def new_mask(self, array: NDArray[Any]) -> Mask:
         """Return a mask on this volume's grid that is written with this volume's header.
