@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastsam3d.model import channels_last
 from fastsam3d.model.config import ModelConfig
 from fastsam3d.model.hr_layers import (
     PositionEncoding,
@@ -32,6 +33,7 @@ from fastsam3d.model.inference_ops import (
     detail_sums,
     enlarge,
     is_plain_inference,
+    is_recorded,
     weighted_sums,
 )
 from fastsam3d.model.sparse_attention import choose_attention
@@ -83,6 +85,9 @@ class PromptMaps(nn.Module):
             for sigma in self.sigmas
         ]
         boxes = self._boxes(prompts.boxes_B6, centres_I)
+        if is_recorded():
+            previous = prompts.previous_B1IJK[:, 0].to(boxes.dtype)
+            return channels_last.stack([*maps, boxes, previous])
         stacked = torch.stack([*maps, boxes], dim=1)
         previous = prompts.previous_B1IJK.to(stacked.dtype)
         return torch.cat((stacked, previous), dim=1)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam3d.model import channels_last
 from fastsam3d.model.config import ModelConfig
-from fastsam3d.model.inference_ops import GridNorm, VoxelNorm, activate, add_to
+from fastsam3d.model.inference_ops import GridNorm, VoxelNorm, activate, add_to, is_recorded
 from fastsam3d.model.sparse_attention import Attend, choose_attention
 from fastsam3d.model.winograd import CubeConv
 
@@ -188,6 +189,8 @@ def space_to_depth(x_BCIJK: Tensor) -> Tensor:
 
     Channel ``8 c + 4 a + 2 b + d`` holds channel c of the voxel (a, b, d) of the block.
     """
+    if is_recorded():
+        return channels_last.space_to_depth(x_BCIJK)
     batch, channels, side_i, side_j, side_k = x_BCIJK.shape
     x = x_BCIJK.reshape(batch, channels, side_i // 2, 2, side_j // 2, 2, side_k // 2, 2)
     x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)

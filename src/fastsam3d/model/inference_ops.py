@@ -17,12 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam3d.model import channels_last
+
 CACHE_ROWS = 4096
 
 
 def is_plain_inference() -> bool:
     """Return whether nothing records what is computed, so that tensors may be changed."""
     return not (torch.is_grad_enabled() or _is_in_onnx_export() or torch.compiler.is_compiling())
+
+
+def is_recorded() -> bool:
+    """Return whether a gradient is recorded or a compiler reads along, other than for an export."""
+    is_followed = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return is_followed and not _is_in_onnx_export()
 
 
 def _is_in_onnx_export() -> bool:
@@ -81,6 +89,11 @@ class GridNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is GroupNorm's
         """Return (B, C, I, J, K) normalised over each group of channels."""
+        # The library's own turns the grid round on a GPU; on a CPU it does not.
+        if is_recorded() and (input.is_cuda or torch.compiler.is_compiling()):
+            return channels_last.group_norm(
+                input, self.num_groups, self.weight, self.bias, self.eps
+            )
         if not _is_in_onnx_export():
             return super().forward(input)
         # Runtimes add up whole grids in float32 too; means of means keep the digits.

@@ -31,7 +31,7 @@ from fastsam3d.train.distill_losses import (
 from fastsam3d.train.distill_schedule import Stage, StagePlan, layer_pairs, stage_at
 from fastsam3d.train.families import Family, Parts, Trace
 from fastsam3d.train.rendering import TrainingBatch, Wrap
-from fastsam3d.train.task import Answer, Losses, Moment, SegmentationTask, repeated
+from fastsam3d.train.task import Answer, Losses, Moment, SegmentationTask
 
 PROJECTIONS = "projections."
 
@@ -215,14 +215,12 @@ class DistillTask:
 
     def _decoder_losses(self, batch: TrainingBatch, moment: Moment) -> Losses:
         """Return the loss from truth and teacher on the same clicks, and the neck's."""
-        count = batch.targets.shape[1]
         with torch.no_grad():
             theirs = self.guide.encode(batch.image)
-            shared = repeated(theirs, count)
         ours = self.pupil.encode(batch.image)
 
         def wish(prompts: Prompts, half: Tensor) -> Tensor:
-            logits, _, _ = self.guide.decode(shared, prompts, False)
+            logits, _, _ = self.guide.decode(theirs, prompts, False)
             believed = functional.avg_pool3d(torch.sigmoid(logits.float()), 2)[:, 0] > 0.5
             chance = torch.rand(half.shape[0], 1, 1, 1, device=half.device)
             return torch.where(chance < self.distill.share_disagreement, believed, half)
@@ -231,7 +229,7 @@ class DistillTask:
         losses = self.pupil.losses(answer, moment.num_rounds)
         loss = losses.pop("loss")
         with torch.no_grad():
-            wanted = self.guide.decode(shared, answer.prompts, False)[0][:, 0]
+            wanted = self.guide.decode(theirs, answer.prompts, False)[0][:, 0]
         loss = loss + self.distill.mask_weight * self._mask_loss(answer, wanted, losses)
         if self.distill.kept_neck:
             loss = loss + self.distill.kept_neck * self._neck_loss(ours, theirs, losses)

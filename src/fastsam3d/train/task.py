@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastsam3d.model import channels_last
 from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import Prompts
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
@@ -161,8 +162,7 @@ class SegmentationTask:
         count = batch.targets.shape[1]
         targets = batch.targets.flatten(0, 1)
         half = functional.avg_pool3d(targets[:, None].half().float(), 2)[:, 0] > HALF_GRID_SHARE
-        shared = repeated(parts, count)
-        frozen = tuple(part.detach() for part in shared)
+        frozen = tuple(part.detach() for part in parts)
         dice_before = torch.zeros(len(targets), device=targets.device)
         with torch.no_grad():
             talk = self._begin(half, count)
@@ -173,7 +173,7 @@ class SegmentationTask:
                 talk = self._correct(talk, (logits, rough), wanted, done + 1)
                 dice_before = soft_dice(_coarse(logits[:, 0]), _coarse(targets))
         prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
-        logits, quality, rough = self.decode(shared, prompts, True)
+        logits, quality, rough = self.decode(parts, prompts, True)
         weights = batch.weights.flatten()
         return Answer(prompts, logits, quality, rough, targets, weights, dice_before)
 
@@ -190,8 +190,10 @@ class SegmentationTask:
     def _decode_now(
         self, parts: Parts, prompts: Prompts, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # Repeated in here, where a compiler need not write the copies.
+        shared = repeated(parts, len(prompts.points_BN3) // len(parts[0]))
         with torch.autocast(parts[0].device.type, torch.bfloat16, enabled=self.autocast):
-            return self.family.decode(parts, prompts, multimask)
+            return self.family.decode(shared, prompts, multimask)
 
     def _begin(self, half: Tensor, count: int) -> _Conversation:
         """Draw the first prompts of all targets."""
@@ -286,4 +288,4 @@ def _coarse(values: Tensor) -> Tensor:
 
 def repeated(parts: Parts, count: int) -> Parts:
     """Return every ROI's encoding `count` times in a row, for as many prompt sets."""
-    return tuple(part.repeat_interleave(count, 0) for part in parts)
+    return tuple(channels_last.repeat(part, count) for part in parts)
