@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fastsam3d.errors import CheckpointError, ConfigError
 from fastsam3d.train.bank import TrainingBank
@@ -31,6 +32,18 @@ def test_depth_counts_erosions_and_sees_the_border() -> None:
     assert erosion_depth(cube)[0, 4, 4, 4] == 3
     assert erosion_depth(cube)[0, 2, 4, 4] == 1
     assert erosion_depth(torch.ones(1, 5, 5, 5, dtype=torch.bool))[0, 2, 2, 2] == 3
+
+
+def test_depth_is_that_of_erosions_one_after_another() -> None:
+    torch.manual_seed(0)
+    for share in (0.5, 0.9, 0.999, 0.9999):
+        region = torch.rand(2, 19, 20, 21) < share
+        current = functional.pad(region.float()[:, None], (1,) * 6)
+        survived = torch.zeros_like(current)
+        for _ in range(8):
+            survived += current
+            current = -functional.max_pool3d(-current, 3, stride=1, padding=1)
+        assert torch.equal(erosion_depth(region), survived[:, 0, 1:-1, 1:-1, 1:-1])
 
 
 def test_clicks_fall_into_the_error_with_the_right_sign() -> None:
@@ -74,6 +87,18 @@ def test_corrupted_masks_differ_but_overlap() -> None:
     wrong = corrupted_masks(target)
     assert (wrong != target).flatten(1).any(1).float().mean() > 0.7
     assert (wrong & target).any()
+
+
+def test_corrupted_masks_lie_between_the_shrunk_and_the_grown_target() -> None:
+    torch.manual_seed(0)
+    target = ball().repeat(40, 1, 1, 1)
+    grid = target[:, None].float()
+    grown = functional.max_pool3d(grid, 5, stride=1, padding=2)[:, 0] > 0
+    shrunk = -functional.max_pool3d(-grid, 3, stride=1, padding=1)[:, 0] > 0
+    wrong = corrupted_masks(target)
+    assert not (wrong & ~grown).any()
+    for whole in (grown, shrunk, target):
+        assert (wrong == whole).flatten(1).all(1).any()
 
 
 def test_perfect_logits_cost_nothing_and_inverted_ones_much() -> None:

@@ -132,7 +132,11 @@ class SegmentationTask:
         self.encode = wrap(self._encode_now)
         self.decode = wrap(self._decode_now) if family.has_fixed_prompts else self._decode_now
         self._loss = wrap(self._loss_now)
+        self._half_grid = wrap(_half_grid)
+        self._corrupted_masks = wrap(corrupted_masks)
+        self._jittered_boxes = wrap(jittered_boxes)
         self._next_clicks = wrap(next_clicks)
+        self._see = wrap(_see)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the model's parameters."""
@@ -161,7 +165,7 @@ class SegmentationTask:
         """
         count = batch.targets.shape[1]
         targets = batch.targets.flatten(0, 1)
-        half = functional.avg_pool3d(targets[:, None].half().float(), 2)[:, 0] > HALF_GRID_SHARE
+        half = self._half_grid(targets)
         frozen = tuple(part.detach() for part in parts)
         dice_before = torch.zeros(len(targets), device=targets.device)
         with torch.no_grad():
@@ -170,8 +174,8 @@ class SegmentationTask:
                 prompts = self.family.prompts(talk.prompts(), done + 1)
                 logits, _, rough = self.decode(frozen, prompts, False)
                 wanted = half if wish is None else wish(prompts, half)
-                talk = self._correct(talk, (logits, rough), wanted, done + 1)
-                dice_before = soft_dice(_coarse(logits[:, 0]), _coarse(targets))
+                shown, dice_before = self._see(logits, targets)
+                talk = self._correct(talk, (shown, rough), wanted, done + 1)
         prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
         logits, quality, rough = self.decode(parts, prompts, True)
         weights = batch.weights.flatten()
@@ -204,7 +208,7 @@ class SegmentationTask:
             return torch.rand(total, device=device) < share
 
         has_prior = chance(config.share_prior)
-        prior = corrupted_masks(half) & has_prior[:, None, None, None]
+        prior = self._corrupted_masks(half) & has_prior[:, None, None, None]
         point, label = self._next_clicks(prior, half)
         # The ROI is centred on the first click of its first target, as in inference.
         is_first = torch.arange(total, device=device) % count == 0
@@ -219,7 +223,7 @@ class SegmentationTask:
         if config.share_scribble:
             has_scribble = chance(config.share_scribble) & ~has_box
             self._add_scribbles(points, labels, (prior, half), has_scribble)
-        boxes = jittered_boxes(half) * has_box[:, None]
+        boxes = self._jittered_boxes(half) * has_box[:, None]
         previous = (2 * prior.float() - 1) * has_prior[:, None, None, None]
         return _Conversation(points, labels, boxes, self.family.prior(previous[:, None]))
 
@@ -234,11 +238,10 @@ class SegmentationTask:
         labels[:, columns] = torch.where(has_scribble[:, None], labels_path, labels[:, columns])
 
     def _correct(
-        self, talk: _Conversation, decoded: tuple[Tensor, Tensor], wanted: Tensor, index: int
+        self, talk: _Conversation, seen: tuple[Tensor, Tensor], wanted: Tensor, index: int
     ) -> _Conversation:
         """Let the user see the mask and add the click `index`."""
-        logits, rough = decoded
-        shown = previous_mask_map(torch.sigmoid(logits.float()))
+        shown, rough = seen
         point, label = self._next_clicks(shown[:, 0] > 0, wanted)
         previous = self.family.memory(shown, rough)
         points, labels = talk.points.clone(), talk.labels.clone()
@@ -279,6 +282,17 @@ class SegmentationTask:
         # Every output keeps a gradient in every round, so no parameter is ever without one.
         loss = loss + 1e-3 * mean(candidates.mean(1))
         return loss, mean(settled[:, 0]).detach(), mean(settled_iou[:, 0]), mean(error[:, 0])
+
+
+def _half_grid(targets: Tensor) -> Tensor:
+    """Return targets (N, S, S, S) at half resolution, bool."""
+    return functional.avg_pool3d(targets[:, None].float(), 2)[:, 0] > HALF_GRID_SHARE
+
+
+def _see(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a user sees of masks (N, 1, S, S, S), and their soft Dice (N,)."""
+    shown = previous_mask_map(torch.sigmoid(logits.float()))
+    return shown, soft_dice(_coarse(logits[:, 0]), _coarse(targets))
 
 
 def _coarse(values: Tensor) -> Tensor:
