@@ -21,14 +21,26 @@ from tests.session.test_engine import TOY
 # What a CPU can run: the same buffers and padding, without compiling and without graphs.
 EAGER = FixedShapeConfig(dtype=torch.float32, is_compiled=False, is_captured=False, max_points=4)
 CONFIGS = [TOY, TINY_TEACHER, TINY_STUDENT]
+FUSED = replace(EAGER, has_joint_projections=True, has_row_decoder=True)
+# Of the official models one is enough: they differ in the encoder.
+FUSED_CASES = [
+    pytest.param(config, options, id=f"{config.name}-{name}")
+    for config in (TOY, TINY_STUDENT)
+    for name, options in {
+        "joint": replace(EAGER, has_joint_projections=True),
+        "rows": replace(EAGER, has_row_decoder=True),
+        "fused": FUSED,
+    }.items()
+]
+ALL_CASES = [pytest.param(config, EAGER, id=config.name) for config in CONFIGS] + FUSED_CASES
 
 
-def make(config, seed: int = 3):
-    torch.manual_seed(seed)
+def make(config, options: FixedShapeConfig = EAGER):
+    torch.manual_seed(3)
     model = build_model(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return model, FixedShapeEngine(model, EAGER)
+    return model, FixedShapeEngine(model, options)
 
 
 def some_prompts(config, count: int, *, box: bool, mask: bool, batch: int = 1) -> dict[str, Tensor]:
@@ -50,9 +62,9 @@ def assert_equal_answers(model, engine, expected: ImageEmbedding, found: ImageEm
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_every_kind_of_prompt_after_every_other(config) -> None:
-    model, engine = make(config)
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+def test_every_kind_of_prompt_after_every_other(config, options) -> None:
+    model, engine = make(config, options)
     with torch.inference_mode():
         images = torch.randn(2, 1, *(config.image_size,) * 3)
         expected = [model.encode_image(image[None]) for image in images]
@@ -67,9 +79,9 @@ def test_every_kind_of_prompt_after_every_other(config) -> None:
         )
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_an_empty_box_is_not_the_same_as_none(config) -> None:
-    model, engine = make(config)
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+def test_an_empty_box_is_not_the_same_as_none(config, options) -> None:
+    model, engine = make(config, options)
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image)
@@ -79,9 +91,9 @@ def test_an_empty_box_is_not_the_same_as_none(config) -> None:
         assert_equal_answers(model, engine, expected, found, **given, boxes=box)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_nothing_of_a_click_is_left_for_the_next(config) -> None:
-    model, engine = make(config)
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+def test_nothing_of_a_click_is_left_for_the_next(config, options) -> None:
+    model, engine = make(config, options)
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image)
@@ -105,9 +117,9 @@ def test_prompts_on_the_device_are_taken_as_those_in_host_memory(box: bool) -> N
     assert torch.equal(*packed)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_batches(config) -> None:
-    model, engine = make(config)
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+def test_batches(config, options) -> None:
+    model, engine = make(config, options)
     images = torch.randn(3, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(images)
@@ -202,10 +214,10 @@ def test_the_model_given_is_not_changed() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_reduced_precision_stays_near(config) -> None:
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+def test_reduced_precision_stays_near(config, options) -> None:
     model, _ = make(config)
-    engine = FixedShapeEngine(model, FixedShapeConfig(is_compiled=False, is_captured=False))
+    engine = FixedShapeEngine(model, replace(options, dtype=torch.bfloat16))
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     given = some_prompts(config, 2, box=True, mask=True)
     with torch.inference_mode():
@@ -213,6 +225,25 @@ def test_reduced_precision_stays_near(config) -> None:
     found, quality = engine.decode_masks(engine.encode_image(image), **given)
     assert found.dtype == quality.dtype == torch.float32
     assert (found - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize(("config", "options"), [(TOY, EAGER), (TOY, FUSED), (TINY_STUDENT, FUSED)])
+def test_what_is_compiled_is_one_graph_and_right(
+    config, options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace(function, *, dynamic: bool, fullgraph: bool, **_: str):
+        return compiler(function, dynamic=dynamic, fullgraph=fullgraph, backend="eager")
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    model, engine = make(config, replace(options, is_compiled=True))
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image)
+    found = engine.encode_image(image)
+    for mask, multimask in ((False, True), (True, False)):
+        given = some_prompts(config, 3, box=True, mask=mask)
+        assert_equal_answers(model, engine, expected, found, **given, multimask=multimask)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernel serves")
@@ -234,15 +265,14 @@ def test_capture_without_cuda_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize(("config", "options"), ALL_CASES)
 def test_replayed_graphs_agree_with_the_eager_model(
-    config, monkeypatch: pytest.MonkeyPatch
+    config, options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, _ = make(config)
     model = model.cuda()
-    options = FixedShapeConfig(dtype=torch.float32, is_compiled=False, max_points=4)
-    engine = FixedShapeEngine(model, options)
+    engine = FixedShapeEngine(model, replace(options, is_captured=True))
     images = torch.randn(2, 1, *(config.image_size,) * 3, device="cuda")
     with torch.inference_mode():
         expected = [model.encode_image(image[None]) for image in images]

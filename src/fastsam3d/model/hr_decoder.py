@@ -84,7 +84,7 @@ class PromptMaps(nn.Module):
             for label in (1, 0)
             for sigma in self.sigmas
         ]
-        boxes = self._boxes(prompts.boxes_B6, centres_I)
+        boxes = self.box_map(prompts.boxes_B6, centres_I)
         if is_recorded():
             previous = prompts.previous_B1IJK[:, 0].to(boxes.dtype)
             return channels_last.stack([*maps, boxes, previous])
@@ -118,7 +118,8 @@ class PromptMaps(nn.Module):
         return drawn
 
     @staticmethod
-    def _boxes(boxes_B6: Tensor, centres_I: Tensor) -> Tensor:
+    def box_map(boxes_B6: Tensor, centres_I: Tensor) -> Tensor:
+        """Return 1 inside of each box and 0 outside, (B, I, J, K), at centres in voxels."""
         start_B3, stop_B3 = boxes_B6[:, :3, None], boxes_B6[:, 3:, None]
         inside = ((centres_I >= start_B3) & (centres_I < stop_B3)).to(centres_I.dtype)
         return (
@@ -294,7 +295,7 @@ class HighResDecoder(nn.Module):
         return whole
 
     def _attend(self, image: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        tokens, bias = self._tokens(prompts)
+        tokens, bias = self.prompt_tokens(prompts)
         position = self.position(self.grid_position)
         for index, layer in enumerate(self.layers):
             tokens, image = layer(tokens, image, position, bias)
@@ -302,7 +303,7 @@ class HighResDecoder(nn.Module):
                 image = self.mix(image, self.rope_cos, self.rope_sin)
         return self.norm_tokens(tokens), image
 
-    def _tokens(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def prompt_tokens(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Return prompt tokens (B, N, C) and the score bias that hides padding."""
         points, labels, boxes = prompts.points_BN3, prompts.labels_BN, prompts.boxes_B6
         batch = points.shape[0]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastsam3d.model.layers import FeedForward
 
 NUM_LAYERS = 2
-_NUM_HEADS = 8
+NUM_HEADS = 8
 _HIDDEN_DIM = 2048
 _CROSS_REDUCTION = 2
 
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """Return one mixed value per query, (B, P, C); the bias is added to each key's scores."""
         projected = (self.q_proj(q_BPC), self.k_proj(k_BTC), self.v_proj(v_BTC))
-        q, k, v = (x.unflatten(-1, (_NUM_HEADS, -1)).transpose(1, 2) for x in projected)
+        q, k, v = (x.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for x in projected)
         mask = None if bias_BT is None else bias_BT[:, None, None].to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fastsam3d.model.embedding import ImageEmbedding
-from fastsam3d.model.hr import HighResSam3D
+from fastsam3d.model.fused_attention import JointTwoWayLayer, JointTwoWayTransformer
+from fastsam3d.model.fused_hr import RowHighResDecoder
+from fastsam3d.model.fused_layers import AlignedLinear, HeadBatch
+from fastsam3d.model.fused_official import (
+    HIDDEN_POINT,
+    HIDDEN_SCORE,
+    PADDING_POINT,
+    RowMaskDecoder,
+)
+from fastsam3d.model.hr import HighResSam3D, previous_mask_map
 from fastsam3d.model.prompt_encoder import append_box_centres
 from fastsam3d.model.window_attention import WindowAttention
 from fastsam3d.session.fixed_prompts import slots_of
@@ -17,15 +26,13 @@ from fastsam3d.session.mask_bits import pack_mask
 
 if TYPE_CHECKING:
     from fastsam3d.model.config import ModelConfig
+    from fastsam3d.model.hr_decoder import TwoWayLayer
     from fastsam3d.model.registry import Model
     from fastsam3d.model.sam_med3d import SamMed3D
+    from fastsam3d.model.two_way import TwoWayTransformer3D
     from fastsam3d.session.fixed_shape import FixedShapeConfig
 
-# Of a slot of the buffer that holds no point. Our own variants know padding without effect; the
-# official decoders attend to their padding (-1), so that theirs is hidden from attention.
-_NO_POINT, _HIDDEN_POINT = -1, -2
-_HIDDEN_SCORE = -1.0e4
-_MATRIX_LAYERS = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
+_MATRIX_LAYERS = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d, HeadBatch)
 
 
 class FixedModel:
@@ -45,8 +52,13 @@ class FixedModel:
     def __init__(self, model: Model, options: FixedShapeConfig) -> None:
         self.config: ModelConfig = model.config
         self.is_own = isinstance(model, HighResSam3D)
-        self.empty_label = _NO_POINT if self.is_own else _HIDDEN_POINT
-        self.model = _reduced(model, options)
+        # Our own variants know padding without effect; the official ones attend to theirs.
+        self.empty_label = PADDING_POINT if self.is_own else HIDDEN_POINT
+        self.model = copy.deepcopy(model)
+        self._rows = _fused(self.model, options)
+        _reduce(self.model, options)
+        if self._rows is not None:
+            _reduce_layers(self._rows, options.dtype)
         self._device = next(model.parameters()).device
         self._dtype, self._max_points = options.dtype, options.max_points
         if not self.is_own:
@@ -97,22 +109,31 @@ class FixedModel:
     def _decode_own(
         self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        return cast("HighResSam3D", self.model).decode_masks(
-            embedding, **cast("Any", given), multimask=multimask
+        model = cast("HighResSam3D", self.model)
+        if not isinstance(self._rows, RowHighResDecoder):
+            return model.decode_masks(embedding, **cast("Any", given), multimask=multimask)
+        mask = given.get("mask_logits")
+        prompts = model.prepare_prompts(
+            given["points"],
+            given["labels"],
+            boxes=given.get("boxes"),
+            previous=None if mask is None else previous_mask_map(mask.sigmoid()),
         )
+        return self._rows((embedding.tokens, *embedding.skips), prompts, multimask=multimask)
 
     def _decode_official(
         self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
         model = cast("SamMed3D", self.model)
-        points, labels = given["points"], given["labels"]
+        points, labels, mask = given["points"], given["labels"], given.get("mask_logits")
         if "boxes" in given:
             points, labels = append_box_centres(points, labels, given["boxes"])
-        shown = labels.clamp(min=_NO_POINT)
-        prompts = model.prompt_encoder(points, shown, None, given.get("mask_logits"))
+        if isinstance(self._rows, RowMaskDecoder):
+            return self._rows(embedding.tokens, points, labels, mask, multimask=multimask)
+        prompts = model.prompt_encoder(points, labels.clamp(min=PADDING_POINT), None, mask)
         # The prompt encoder adds one padding point of its own, which is not hidden.
-        is_hidden = nn.functional.pad(labels == _HIDDEN_POINT, (0, 1))
-        prompts = prompts._replace(bias=_HIDDEN_SCORE * is_hidden)
+        is_hidden = nn.functional.pad(labels == HIDDEN_POINT, (0, 1))
+        prompts = prompts._replace(bias=HIDDEN_SCORE * is_hidden)
         return model.mask_decoder(
             embedding.tokens, self._grid_position, prompts, multimask=multimask
         )
@@ -128,24 +149,45 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
     """Make the box one more point, hidden where none was given."""
     points, labels = append_box_centres(given["points"], given["labels"], given["boxes"])
     is_absent = nn.functional.pad(has_box == 0, (labels.shape[1] - 1, 0))
-    return {"points": points, "labels": torch.where(is_absent, _HIDDEN_POINT, labels)}
+    return {"points": points, "labels": torch.where(is_absent, HIDDEN_POINT, labels)}
 
 
-def _reduced(model: Model, options: FixedShapeConfig) -> Model:
-    dtype = options.dtype
-    reduced = copy.deepcopy(model)
-    if isinstance(reduced, HighResSam3D):
-        reduced.decoder.is_limited = False  # the box around the object has no fixed shape
-    for module in reduced.modules():
+@torch.no_grad()
+def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder | None:
+    """Join projections of a model that may be changed, and return what decodes in its place."""
+    if isinstance(model, HighResSam3D):
+        decoder = model.decoder
+        if options.has_joint_projections:
+            decoder.layers = nn.ModuleList(
+                JointTwoWayLayer(cast("TwoWayLayer", layer)) for layer in decoder.layers
+            )
+        if not options.has_row_decoder:
+            return None
+        rows = RowHighResDecoder(decoder)
+        decoder.position.proj = cast("nn.Linear", AlignedLinear(decoder.position.proj))
+        return rows
+    if options.has_joint_projections:
+        joint = JointTwoWayTransformer(model.mask_decoder.transformer)
+        model.mask_decoder.transformer = cast("TwoWayTransformer3D", joint)
+    return RowMaskDecoder(model) if options.has_row_decoder else None
+
+
+def _reduce(model: Model, options: FixedShapeConfig) -> None:
+    if isinstance(model, HighResSam3D):
+        model.decoder.is_limited = False  # the box around the object has no fixed shape
+    for module in model.modules():
         if isinstance(module, WindowAttention):
             with torch.no_grad():  # while its tables are float32
-                module.fix(reduced.config.grid_size, dtype)
+                module.fix(model.config.grid_size, options.dtype)
             if options.has_window_kernel:
                 module.use_kernel()
-    for module in reduced.modules():
+    _reduce_layers(model, options.dtype)
+
+
+def _reduce_layers(root: nn.Module, dtype: torch.dtype) -> None:
+    for module in root.modules():
         if isinstance(module, _MATRIX_LAYERS):
             module.to(dtype)
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             # Tensor cores read channels last; with other weights every input would be turned round.
             cast("Any", module).to(memory_format=torch.channels_last_3d)
-    return reduced

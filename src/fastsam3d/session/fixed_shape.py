@@ -49,6 +49,11 @@ class FixedShapeConfig:
         max_points: Most points of one prompt set; more are left to the eager model.
         has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
             of forming it, where Triton and the shapes allow.
+        has_joint_projections: Make queries, keys and values of the same tokens in one product in
+            the decoder's two-way attention.
+        has_row_decoder: Decode on rows, channels last: convolutions whose kernel is their stride
+            become products with blocks of voxels, heads are batched, and what does not change with
+            a click is computed once.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -57,6 +62,8 @@ class FixedShapeConfig:
     is_captured: bool = True
     max_points: int = 16
     has_window_kernel: bool = True
+    has_joint_projections: bool = False
+    has_row_decoder: bool = False
 
 
 class _Kind(NamedTuple):

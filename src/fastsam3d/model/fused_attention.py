@@ -1,0 +1,173 @@
+"""Two-way attention with few products: what reads the same tokens is projected at once.
+
+Keys and some queries read tokens with their position, values without. Both are stacked, which one
+kernel does together with the norm before, so that one product serves all; half of what it computes
+is not used, which at these sizes costs less than another launch. Both transformers take the place
+of those whose weights they copy.
+
+Shape legend: B prompt sets, P prompt tokens, T image tokens, C channels, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastsam3d.model.fused_layers import joined, split, unflatten
+from fastsam3d.model.hr_decoder import DECODER_HEADS, TwoWayLayer
+from fastsam3d.model.inference_ops import activate
+from fastsam3d.model.two_way import NUM_HEADS, TwoWayBlock, TwoWayTransformer3D
+
+
+class JointReads(nn.Module):
+    """Projections of the same tokens as one product.
+
+    Args:
+        placed: Of the tokens with their position.
+        plain: Of the tokens alone.
+    """
+
+    def __init__(self, placed: Sequence[nn.Linear], plain: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        layers = [*placed, *plain]
+        self.widths = [layer.out_features for layer in layers]
+        self.num_placed = len(placed)
+        self.joint = joined(layers)
+
+    def forward(self, x_BTC: Tensor, position_BTC: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the projections with position, and those without, each (B, T, width)."""
+        dtype = self.joint.weight.dtype
+        both = torch.stack(((x_BTC + position_BTC).to(dtype), x_BTC.to(dtype)))
+        placed, plain = self.joint(both).unbind(0)
+        with_position = list(split(placed, self.widths))[: self.num_placed]
+        return with_position, list(split(plain, self.widths))[self.num_placed :]
+
+
+class _Fixed(NamedTuple):
+    """What all blocks are given alike: positions, and the bias that hides tokens as keys."""
+
+    tokens: Tensor
+    image: Tensor
+    bias: Tensor | None
+
+
+class _JointTwoWayBlock(nn.Module):
+    def __init__(self, block: TwoWayBlock, placed: list[nn.Linear], plain: list[nn.Linear]) -> None:
+        super().__init__()
+        self.is_first = block.is_first
+        read, write = block.cross_attn_token_to_image, block.cross_attn_image_to_token
+        self.self_out, self.norm1 = block.self_attn.out_proj, block.norm1
+        self.query = read.q_proj
+        self.from_image = JointReads([read.k_proj, write.q_proj], [read.v_proj])
+        self.read_out, self.norm2 = read.out_proj, block.norm2
+        self.mlp, self.norm3 = block.mlp, block.norm3
+        self.from_tokens = JointReads([write.k_proj, *placed], [write.v_proj, *plain])
+        self.write_out, self.norm4 = write.out_proj, block.norm4
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, reads: Sequence[Tensor], fixed: _Fixed
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return tokens, image tokens, and what the next attention reads of the tokens."""
+        q, k, v = reads
+        attended = self.self_out(_attend(q, k, v, NUM_HEADS, fixed.bias))
+        tokens = self.norm1(attended if self.is_first else tokens + attended)
+        (k, q_image), (v,) = self.from_image(image, fixed.image)
+        q = self.query(tokens + fixed.tokens)
+        tokens = self.norm2(tokens + self.read_out(_attend(q, k, v, NUM_HEADS)))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        (k, *placed), (v, *plain) = self.from_tokens(tokens, fixed.tokens)
+        attended = self.write_out(_attend(q_image, k, v, NUM_HEADS, fixed.bias))
+        return tokens, self.norm4(image + attended), (*placed, *plain)
+
+
+class JointTwoWayTransformer(nn.Module):
+    """`TwoWayTransformer3D` with its weights, joined.
+
+    Args:
+        transformer: Whose weights are taken.
+    """
+
+    def __init__(self, transformer: TwoWayTransformer3D) -> None:
+        super().__init__()
+        blocks = cast("list[TwoWayBlock]", list(transformer.layers))
+        first, last = blocks[0].self_attn, transformer.final_attn_token_to_image
+        self.first = joined([first.q_proj, first.k_proj, first.v_proj])
+        # What the next attention reads of the tokens is projected as soon as they are ready.
+        following = [
+            ([block.self_attn.q_proj, block.self_attn.k_proj], [block.self_attn.v_proj])
+            for block in blocks[1:]
+        ]
+        self.layers = nn.ModuleList(
+            _JointTwoWayBlock(block, *reads)
+            for block, reads in zip(blocks, [*following, ([last.q_proj], [])], strict=True)
+        )
+        self.last_reads = JointReads([last.k_proj], [last.v_proj])
+        self.last_out = last.out_proj
+        self.norm_final_attn = transformer.norm_final_attn
+
+    def forward(
+        self,
+        tokens_BPC: Tensor,
+        image_BTC: Tensor,
+        image_pe_BTC: Tensor,
+        bias_BP: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the processed prompt tokens and image tokens, shapes kept."""
+        tokens, image = tokens_BPC, image_BTC
+        reads = self.first(tokens_BPC).chunk(3, dim=-1)
+        for layer in self.layers:
+            tokens, image, reads = layer(
+                tokens, image, reads, _Fixed(tokens_BPC, image_pe_BTC, bias_BP)
+            )
+        (keys,), (values,) = self.last_reads(image, image_pe_BTC)
+        attended = self.last_out(_attend(reads[0], keys, values, NUM_HEADS))
+        return self.norm_final_attn(tokens + attended), image
+
+
+class JointTwoWayLayer(nn.Module):
+    """`TwoWayLayer` of the high-resolution variants with its weights, joined.
+
+    Args:
+        layer: Whose weights are taken.
+    """
+
+    def __init__(self, layer: TwoWayLayer) -> None:
+        super().__init__()
+        own, read, write = layer.self_attention, layer.read_image, layer.write_image
+        self.norm_self, self.self_out = layer.norm_self, own.out_proj
+        self.own = joined([own.q_proj, own.k_proj, own.v_proj])
+        self.norm_image = layer.norm_image
+        self.from_image = JointReads([read.k_proj, write.q_proj], [read.v_proj])
+        self.norm_read, self.query, self.read_out = layer.norm_read, read.q_proj, read.out_proj
+        self.norm_mlp, self.fc1, self.fc2 = layer.norm_mlp, layer.fc1, layer.fc2
+        self.norm_write, self.write_out = layer.norm_write, write.out_proj
+        self.from_tokens = joined([write.k_proj, write.v_proj])
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, image_position: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return updated prompt tokens (B, N, C) and image tokens (B, T, C)."""
+        q, k, v = self.own(self.norm_self(tokens)).chunk(3, dim=-1)
+        tokens = tokens + self.self_out(_attend(q, k, v, DECODER_HEADS, bias))
+        (k, q_image), (v,) = self.from_image(self.norm_image(image), image_position)
+        q = self.query(self.norm_read(tokens))
+        tokens = tokens + self.read_out(_attend(q, k, v, DECODER_HEADS))
+        tokens = tokens + self.fc2(activate(self.fc1(self.norm_mlp(tokens))))
+        k, v = self.from_tokens(self.norm_write(tokens)).chunk(2, dim=-1)
+        image = image + self.write_out(_attend(q_image, k, v, DECODER_HEADS, bias))
+        return tokens, image
+
+
+def _attend(
+    q_BTC: Tensor, k_BTC: Tensor, v_BTC: Tensor, num_heads: int, bias: Tensor | None = None
+) -> Tensor:
+    """Return mixed values (B, T, C); the bias is (B, T), or has the dimensions of the scores."""
+    q, k, v = (unflatten(x, -1, (num_heads, -1)).transpose(1, 2) for x in (q_BTC, k_BTC, v_BTC))
+    if bias is not None:
+        bias = (bias if bias.ndim == 4 else bias[:, None, None]).to(q.dtype)
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return mixed.transpose(1, 2).flatten(2)
