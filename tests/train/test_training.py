@@ -141,6 +141,21 @@ def test_muon_batches_shapes_without_mixing_parameters() -> None:
         torch.testing.assert_close(together, single)
 
 
+def test_muon_learns_the_same_whatever_the_order_of_a_kernel_in_memory() -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(6, 4, 3, 3, 3), torch.randn(2, 6, 4, 3, 3, 3)
+    found: list[torch.Tensor] = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        weight = torch.nn.Parameter(start.clone(memory_format=layout))
+        optimiser = Muon([weight], lr=0.1)
+        for grad in grads:
+            weight.grad = grad.clone(memory_format=layout)
+            optimiser.step()
+        assert weight.is_contiguous(memory_format=layout)
+        found.append(weight.detach())
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_first_and_last_layers_stay_with_adamw() -> None:
     names = dict(toy_model().named_parameters())
     adam = {n for n, p in names.items() if p.ndim >= 2 and not is_muon_parameter(n, p)}
@@ -184,6 +199,21 @@ def test_interrupted_run_equals_an_unbroken_one(bank: TrainingBank, tmp_path: Pa
         assert torch.equal(ours, theirs)
 
 
+def test_resumed_state_lies_in_memory_as_the_weights_do(bank: TrainingBank, tmp_path: Path) -> None:
+    first = trainer(bank, tmp_path)
+    first.model.to(memory_format=torch.channels_last_3d)
+    first.train_step(first.draw_for_step(0), 0)
+    first.save()
+    second = trainer(bank, tmp_path)
+    second.model.to(memory_format=torch.channels_last_3d)
+    second.resume(tmp_path / CHECKPOINT)
+    for optimiser in second.optimisers:
+        for weight, state in optimiser.state.items():
+            grids = [value for value in state.values() if value.ndim]
+            assert {grid.stride() for grid in grids} <= {weight.stride()}
+    second.train_step(second.draw_for_step(1), 0)
+
+
 def test_run_leaves_its_config_and_averaged_weights(bank: TrainingBank, tmp_path: Path) -> None:
     run = trainer(bank, tmp_path, num_steps=1)
     run.fit()
@@ -213,6 +243,8 @@ def test_rates_warm_up_hold_and_fall_to_zero() -> None:
 def test_bad_configs_say_what_to_do() -> None:
     with pytest.raises(ConfigError, match="num_steps or positive minutes"):
         RunConfig(minutes=0)
+    with pytest.raises(ConfigError, match="compile_mode must be one of default, reduce-overhead"):
+        RunConfig(compile_mode="fast")
     with pytest.raises(ConfigError, match="8 entries at most"):
         PromptConfig(round_shares=(0.1,) * 10)
     with pytest.raises(ConfigError, match="must be one of debug, default"):

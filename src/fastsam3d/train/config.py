@@ -16,6 +16,7 @@ from fastsam3d.train.shapes import ShapesConfig
 MAX_POINTS = 8
 # Further points of a scribble that is given at once; they follow the clicks.
 SCRIBBLE_TAIL = 4
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,10 @@ class RunConfig:
         regress_weight: Weight of the soft Dice lost by the last corrective click, where it was
             lost: a click should not make the mask worse.
         compile: Compile the stages (CUDA).
+        compile_mode: How, see ``torch.compile``; ``reduce-overhead`` records CUDA graphs.
+        replay_muon: Record Muon's products as a CUDA graph, where the stages are compiled.
+        fuse_adam: AdamW in one kernel (CUDA).
+        time_convolutions: Let cuDNN choose its kernels by timing them (CUDA).
         log_every, save_every: Steps between log lines and checkpoints.
         prompts, generator: Parts of their own.
     """
@@ -99,6 +104,10 @@ class RunConfig:
     rough_weight: float = 0.3
     regress_weight: float = 0.0
     compile: bool = True
+    compile_mode: str = "default"
+    replay_muon: bool = True
+    fuse_adam: bool = True
+    time_convolutions: bool = False
     log_every: int = 25
     save_every: int = 1000
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -107,6 +116,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.minutes <= 0:
             msg = f"A run needs num_steps or positive minutes, got {self.minutes}; set one."
+            raise ConfigError(msg)
+        if self.compile_mode not in COMPILE_MODES:
+            msg = (
+                f"compile_mode must be one of {', '.join(COMPILE_MODES)}, got "
+                f"{self.compile_mode!r}; choose one of them."
+            )
             raise ConfigError(msg)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each process renders its own ROIs; gradients are averaged, so all processes hold
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import queue
@@ -13,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,7 +69,11 @@ class Trainer:
         self.rank, self.world_size, self.facts = rank, world_size, dict(facts or {})
         self.device = next(model.parameters()).device
         on_cuda = self.device.type == "cuda"
-        wrap = _compile if config.compile and on_cuda else None
+        compiles = config.compile and on_cuda
+        self.records_graphs = compiles and config.compile_mode == "reduce-overhead"
+        if on_cuda and config.time_convolutions:
+            torch.backends.cudnn.benchmark = True
+        wrap = functools.partial(_compile, mode=config.compile_mode) if compiles else None
         self.task = (make_task or _segmentation)(model, config, wrap, on_cuda)
         self.renderer = Renderer(bank, config.generator, compile_with=wrap)
         named = self.task.named_parameters()
@@ -78,6 +83,7 @@ class Trainer:
             [p for n, p in named if is_muon_parameter(n, p)],
             lr=config.muon_rate,
             weight_decay=config.weight_decay,
+            replays=compiles and config.replay_muon,
         )
         self.optimisers: list[torch.optim.Optimizer] = [
             self.muon,
@@ -86,6 +92,7 @@ class Trainer:
                 lr=config.adam_rate,
                 betas=(0.9, 0.95),
                 weight_decay=config.weight_decay,
+                fused=(on_cuda and config.fuse_adam) or None,
             ),
         ]
         self.peaks = (config.muon_rate, config.adam_rate)
@@ -127,6 +134,8 @@ class Trainer:
     def train_step(self, drawn: DrawnBatch, num_rounds: int) -> Losses:
         """Render a batch and learn from it; returns the losses of the task."""
         self._seed_device()
+        if self.records_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what earlier steps returned is done with
         with torch.no_grad():
             batch = self.renderer.render(drawn.to(self.device))
         return self.learn(batch, num_rounds)
@@ -155,7 +164,7 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         foreach.lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
-        return {name: value.detach() for name, value in losses.items()}
+        return {name: value.detach().clone() for name, value in losses.items()}
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the averaged weights by parameter name."""
@@ -200,11 +209,13 @@ class Trainer:
             for name, buffer in self._buffers().items():
                 buffer.copy_(tensors[f"buffer.{name}"])
         for index, optimiser in enumerate(self.optimisers):
+            owners = [p for group in optimiser.param_groups for p in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
                 if key.startswith(f"opt{index}."):
                     _, number, kind = key.split(".")
-                    state.setdefault(int(number), {})[kind] = value
+                    laid_out = _laid_out_like(value, owners[int(number)])
+                    state.setdefault(int(number), {})[kind] = laid_out
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         self.step, self.num_steps = int(facts["step"]), facts["num_steps"]
 
@@ -303,8 +314,13 @@ def _segmentation(
     return SegmentationTask(family_of(model), config, compile_with=compile_with, autocast=autocast)
 
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
+def _compile(function: Callable[..., Any], *, mode: str) -> Callable[..., Any]:
+    return cast("Any", torch).compile(function, dynamic=False, mode=mode)
+
+
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return state of an optimiser with the strides of what it belongs to; files keep none."""
+    return torch.empty_like(parameter).copy_(value) if value.ndim else value
 
 
 def _average(grads: list[Tensor], world_size: int) -> None:

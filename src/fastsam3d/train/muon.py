@@ -81,6 +81,8 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate, the root-mean-square size of an update of a square matrix.
         momentum: Nesterov momentum.
         weight_decay: Decoupled weight decay.
+        replays: Record the orthogonalisation as a CUDA graph: asking for its hundreds of small
+            products one by one takes longer than computing them.
     """
 
     def __init__(
@@ -90,39 +92,94 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.01,
+        replays: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.gate: Tensor | None = None
+        self._replays = replays
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: defaultdict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
-            for shape, parameters in by_shape.items():
-                self._update(shape, parameters, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(parameters, group)
 
-    def _update(
-        self, shape: tuple[int, int], parameters: list[nn.Parameter], group: dict[str, Any]
-    ) -> None:
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, rate = float(group["momentum"]), float(group["lr"])
-        grads: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-        buffers: list[Tensor] = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum"])
+        weights, grads, buffers = zip(*(self._matrices(p) for p in parameters), strict=True)
         foreach.lerp_(buffers, grads, 1 - momentum)
+        by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
+        for index, matrix in enumerate(weights):
+            by_shape[matrix.shape].append(index)
         looked_ahead = foreach.lerp(grads, buffers, momentum)
-        matrices = torch.stack([u.reshape(shape) for u in looked_ahead])
-        updates = orthogonalise(matrices) * max(1.0, shape[0] / shape[1]) ** 0.5
+        stacks = tuple(torch.stack([looked_ahead[i] for i in each]) for each in by_shape.values())
+        directions = self._directions(stacks)
         if self.gate is not None:
-            updates = updates * self.gate
-        foreach.mul_(parameters, 1 - rate * float(group["weight_decay"]))
-        parts = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
-        foreach.add_(parameters, parts, alpha=-rate)
+            foreach.mul_(directions, self.gate)
+        foreach.mul_(weights, 1 - rate * float(group["weight_decay"]))
+        ordered = [weights[i] for each in by_shape.values() for i in each]
+        updates = [update for stack in directions for update in stack.unbind()]
+        foreach.add_(ordered, updates, alpha=-rate)
+
+    def _matrices(self, parameter: nn.Parameter) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a parameter, its gradient and its momentum as matrices of one layout.
+
+        Columns are in the order of the parameter's memory, so that nothing is copied: their order
+        is no matter to the orthogonalisation.
+        """
+        state, grad = self.state[parameter], parameter.grad
+        assert grad is not None
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        rows = len(parameter)
+        if parameter.ndim != 5 or parameter.is_contiguous():
+            return (
+                parameter.view(rows, -1),
+                grad.reshape(rows, -1),
+                state["momentum"].view(rows, -1),
+            )
+        order = (0, 2, 3, 4, 1)
+        return (
+            parameter.permute(order).view(rows, -1),
+            grad.permute(order).reshape(rows, -1),
+            state["momentum"].permute(order).view(rows, -1),
+        )
+
+    def _directions(self, stacks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the updates at learning rate 1; the next call may overwrite them."""
+        if not self._replays:
+            return _directions_of(*stacks)
+        shapes = tuple(stack.shape for stack in stacks)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = _Recorded(stacks)
+        return self._recorded[shapes](stacks)
+
+
+def _directions_of(*stacks: Tensor) -> tuple[Tensor, ...]:
+    """Return the orthogonalised matrices of each stack (N, R, C), as large as they should be."""
+    return tuple(orthogonalise(s) * max(1.0, s.shape[1] / s.shape[2]) ** 0.5 for s in stacks)
+
+
+class _Recorded:
+    """`_directions_of` stacks of certain shapes as one CUDA graph."""
+
+    def __init__(self, stacks: tuple[Tensor, ...]) -> None:
+        self._inputs = [stack.clone() for stack in stacks]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose kernels and take memory outside the graph
+            _directions_of(*self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread pins memory for the batches to come meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._outputs = _directions_of(*self._inputs)
+
+    def __call__(self, stacks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        foreach.copy_(self._inputs, stacks)
+        self._graph.replay()
+        return self._outputs
