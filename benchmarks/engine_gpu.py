@@ -2,6 +2,10 @@ r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: 
 
     python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
     python benchmarks/engine_gpu.py hr_s --mode default --pack dev_pack.npz --output engine_gpu.json
+    python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode default joint rows fused \
+        --steps compile parity times kernels --output engine_gpu_fused.json
+
+Of several modes, each model is run in all of them in turn, and is named ``MODEL@MODE``.
 
 Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
 in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
@@ -39,6 +43,14 @@ MODES: dict[str, dict[str, Any]] = {
     "plain": {"is_compiled": False},
     "default": {},
     "formed-bias": {"has_window_kernel": False},
+    "joint": {"has_joint_projections": True},
+    "rows": {"has_row_decoder": True},
+    "fused": {"has_joint_projections": True, "has_row_decoder": True},
+    "fused-plain": {
+        "has_joint_projections": True,
+        "has_row_decoder": True,
+        "is_compiled": False,
+    },
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
 }
 BATCH = 16
@@ -216,6 +228,9 @@ class Checked:
         logits = engine.answer(embedding, **first).logits
         later = self.prompts(3, box=False, mask=logits)
         host = image.cpu().pin_memory()
+        # As a session has them: typed on the host, the logits before on the device.
+        typed = {name: later[name].cpu() for name in ("points", "labels")}
+        typed["mask_logits"] = logits
 
         def both() -> None:
             engine.answer(engine.encode_image(host), **first)
@@ -224,6 +239,7 @@ class Checked:
         return {
             "encode": timed(lambda: engine.encode_image(image)),
             "click": timed(lambda: engine.answer(embedding, **later)),
+            "click_from_host": timed(lambda: engine.answer(embedding, **typed)),
             "logits": timed(lambda: engine.decode_masks(embedding, **later)),
             "first_mask": timed(both),
             "encode_queued_ms": on_device(lambda: engine.encode_image(image)),
@@ -349,7 +365,7 @@ def main() -> int:
     """Run all steps; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--mode", choices=list(MODES), default="plain")
+    parser.add_argument("--mode", nargs="+", choices=list(MODES), default=["plain"])
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--commit", default="unknown")
@@ -363,15 +379,16 @@ def main() -> int:
         "commit": options.commit,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "mode": options.mode,
+        "mode": " ".join(options.mode),
         "ceilings": limits,
         "models": {},
     }
     say(f"{result['device']} torch {torch.__version__} {limits}")
-    for name in options.models:
+    for model, mode in itertools.product(options.models, options.mode):
+        name = model if len(options.mode) == 1 else f"{model}@{mode}"
         found: dict[str, Any] = {}
         result["models"][name] = found
-        checked = Checked(name, options.mode)
+        checked = Checked(model, mode)
         steps: dict[str, Callable[[], Any]] = {
             "compile": checked.compile,
             "parity": checked.parity,
