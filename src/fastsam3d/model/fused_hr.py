@@ -23,6 +23,7 @@ from fastsam3d.model.fused_layers import (
     downsampling,
     grid_of,
     pointwise,
+    project,
     rows_of,
     short_sum,
     smallest,
@@ -89,7 +90,7 @@ class RowHighResDecoder(nn.Module):
         tokens, skip8, skip4, skip2, full = (rows_of(part) for part in parts)
         maps = self.maps(prompts, self.detail.weight.dtype)
         at4, at8, at16 = self.pyramid(maps)
-        image = tokens + at16
+        image = (tokens + at16).contiguous()  # whatever the order of the encoder's
         prompted, rows = self._attend(image.flatten(1, 3), prompts)
         x = _refined(self.res8, self.up8(rows.view(image.shape)) + skip8 + at8)
         x = _refined(self.res4, self.up4(x) + skip4 + at4)
@@ -121,7 +122,7 @@ class RowHighResDecoder(nn.Module):
         return found[:, 1:], found[:, 0, 1:NUM_MASKS]
 
     def _masks(self, half_BIJKC: Tensor, full_BIJKC: Tensor, weights: Tensor) -> Tensor:
-        detail = functional.relu(self.detail(half_BIJKC) + full_BIJKC)
+        detail = functional.relu(project(self.detail, half_BIJKC) + full_BIJKC)
         detail = unflatten(detail, -1, (self.full_channels, BLOCK))
         widths = [self.fine_channels, self.full_channels, 1]
         logits: list[Tensor] = []
@@ -184,18 +185,18 @@ class _RowPyramid(nn.Module):
 
     def forward(self, maps_BCIJK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features at 1/4, 1/8 and 1/16 of the ROI resolution, channels last."""
-        quarter = functional.gelu(self.down4(blocks_of(rows_of(maps_BCIJK)).flatten(4)))
+        quarter = functional.gelu(project(self.down4, blocks_of(rows_of(maps_BCIJK)).flatten(4)))
         blocks = blocks_of(functional.gelu(convolve(self.conv4, quarter)) + quarter)
         # Rows in the order of blocks serve both: what comes of them is put in place as it is added.
-        at4 = grid_of(self.at4(blocks))
-        eighth = functional.gelu(self.down8(blocks.flatten(4)))
+        at4 = grid_of(project(self.at4, blocks))
+        eighth = functional.gelu(project(self.down8, blocks.flatten(4)))
         blocks = blocks_of(functional.gelu(convolve(self.conv8, eighth)) + eighth)
-        return at4, grid_of(self.at8(blocks)), self.down16(blocks.flatten(4))
+        return at4, grid_of(project(self.at8, blocks)), project(self.down16, blocks.flatten(4))
 
     def at_half(self, maps_BCIJK: Tensor) -> Tensor:
         """Return the features at half resolution, channels last."""
         if not torch.compiler.is_compiling():
-            return self.at2(rows_of(maps_BCIJK))
+            return project(self.at2, rows_of(maps_BCIJK))
         # Six terms, which a compiler computes together with the sum they join; as rows of a matrix
         # product they would not be aligned.
         weight, bias = self.at2.weight, self.at2.bias
@@ -212,7 +213,8 @@ class _RowUpsample(nn.Module):
 
     def forward(self, x_BIJKC: Tensor) -> Tensor:
         """Return (B, 2I, 2J, 2K, C')."""
-        return grid_of(unflatten(self.linear(activated_rows(self.norm, x_BIJKC)), -1, (BLOCK, -1)))
+        blocks = project(self.linear, activated_rows(self.norm, x_BIJKC))
+        return grid_of(unflatten(blocks, -1, (BLOCK, -1)))
 
 
 def _refined(layer: ResidualConv, x_BIJKC: Tensor) -> Tensor:

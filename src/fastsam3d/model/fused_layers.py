@@ -77,6 +77,14 @@ def rows_of(x_BCIJK: Tensor) -> Tensor:
     return x_BCIJK.permute(0, 2, 3, 4, 1)
 
 
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return a layer of grids or blocks as one product of two matrices.
+
+    Of tensors of many dimensions a compiler would make as many small products as there are planes.
+    """
+    return layer(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
 def convolve(conv: nn.Conv3d, x_BIJKC: Tensor) -> Tensor:
     """Return a convolution of rows, as rows."""
     return rows_of(conv(x_BIJKC.permute(0, 4, 1, 2, 3)))

@@ -104,7 +104,8 @@ class RowMaskDecoder(nn.Module):
         """
         tokens, bias = self._embed_points(points_BN3, labels_BN)
         dense = self.no_mask if mask_logits is None else self._embed_mask(mask_logits)
-        image = image_BCIJK.flatten(2).transpose(1, 2) + dense
+        # Rows from here on, whatever the order of the encoder's.
+        image = (image_BCIJK.flatten(2).transpose(1, 2) + dense).contiguous()
         if len(image) != len(tokens):
             image = image.expand(len(tokens), -1, -1)
         tokens, image = self.transformer(tokens, image, self.position, bias)
