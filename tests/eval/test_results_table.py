@@ -38,11 +38,15 @@ def write_config(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_the_readme_shows_what_the_files_say() -> None:
-    """Run `fastsam3d results-table --write README.md` if this fails."""
-    readme = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("config", "page"),
+    [("results.json", "README.md"), ("model_card.json", "docs/model-card.md")],
+)
+def test_pages_show_what_the_files_say(config: str, page: str) -> None:
+    """Run `fastsam3d results-table benchmarks/CONFIG --write PAGE` if this fails."""
+    text = (ROOT / page).read_text()
 
-    assert replace_results(readme, render_results(ROOT / "benchmarks" / "results.json")) == readme
+    assert replace_results(text, render_results(ROOT / "benchmarks" / config)) == text
 
 
 def test_every_shown_run_says_how_it_was_made() -> None:
@@ -66,6 +70,22 @@ def test_a_block_has_words_rows_and_files(tmp_path: Path) -> None:
         "Below .5: 0%; first .80.",
         "",
         f"Files: `{tmp_path.name}/run.json`; command, commit, device and date are in each.",
+    ]
+
+
+def test_structures_are_listed_by_source_the_best_first(tmp_path: Path) -> None:
+    rows = [*ROWS, *curve("a__3", "z_left", 0.9, 0.95), *curve("a__4", "x", 0.1, 0.2)]
+    export_run(write_output(tmp_path / "more", rows), tmp_path / "more.json")
+    runs = [{"file": "more.json", "name": "`hr_s`", "structures": True}]
+    block = render_results(write_config(tmp_path, runs=runs))
+
+    assert block.splitlines()[6:12] == [
+        "| source | structure | targets | 1 click | below .5 |",
+        "|---|---|---|---|---|",
+        "| a | z left | 1 | .90 | 0 |",
+        "| a | x | 3 | .43 | 1 |",
+        "| b | y | 1 | 1.00 | 0 |",
+        "",
     ]
 
 
@@ -102,6 +122,7 @@ def test_only_the_block_between_the_marks_changes() -> None:
         ({"after": ["{{absent.json:x:d}}"]}, "Could not read"),
         ({"runs": [{"file": "run.json"}]}, "no 'name'"),
         ({"runs": [{"file": "run.json", "name": "x", "sources": {"z": ""}}]}, "no source 'z'"),
+        ({"runs": [{"file": "run.json", "name": "x", "groups": {"z": ""}}]}, "no group 'z'"),
         ({"columns": "dice@1"}, "list named 'columns'"),
         ({"runs": [{"file": "results.json", "name": "x"}]}, "no exported evaluation"),
     ],

@@ -1,4 +1,4 @@
-"""The results block of the README, made from committed JSON files and nothing else.
+"""The results block of the README or a model card, from committed JSON files and nothing else.
 
 A small JSON file beside them says which runs are shown and in which words. Numbers inside its
 sentences are placeholders, ``{{file.json:path.to.number:format}}``, so that none is typed by hand;
@@ -14,16 +14,18 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from fastsam3d.errors import DatasetError
+from fastsam3d.eval.curves import FAILURE_DICE
 from fastsam3d.eval.outputs import Record, read_export, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastsam3d.eval.summary import Group
+    from fastsam3d.eval.summary import Group, Summary
 
 START_MARK = "<!-- results:start -->"
 END_MARK = "<!-- results:end -->"
 MISSING = "-"
+STRUCTURE_ROUNDS = (1, 3, 5)
 _PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+):([^{}]+)\}\}")
 _KEYS = {"before": list, "columns": list, "runs": list, "after": list}
 
@@ -37,12 +39,14 @@ class ShownRun:
         name: First cell, Markdown.
         bold: Whether the row stands out.
         sources: Words per source; sources named here get rows of their own, in this order.
+        groups: Words per group of sources or structures, such as "source unseen"; rows likewise.
     """
 
     file: str
     name: str
     bold: bool
     sources: dict[str, str]
+    groups: dict[str, str]
 
 
 def render_results(config_path: Path) -> str:
@@ -51,7 +55,8 @@ def render_results(config_path: Path) -> str:
     Args:
         config_path: JSON with "before" and "after" (paragraphs), "columns" (pairs of head and
             figure, such as ["1 click", "dice@1"] or ["95 %", "dice@1:interval"]; figures are those
-            of `fastsam3d.eval.curves.figures`) and "runs" (see `ShownRun`).
+            of `fastsam3d.eval.curves.figures`) and "runs" (see `ShownRun`); a run with
+            "structures" set to true is followed by a table of all its structures.
 
     Raises:
         DatasetError: A file is missing or damaged, or a figure or placeholder does not exist.
@@ -76,7 +81,12 @@ def render_results(config_path: Path) -> str:
     )
     files = ", ".join(f"`{folder.name}/{shown.file}`" for shown in runs)
     listed = _wrapped(f"Files: {files}; command, commit, device and date are in each.")
-    return "\n\n".join([*before, "\n".join(lines), *after, listed])
+    structures = [
+        _structure_table(read_json(folder / shown.file)["targets"], record.summary)
+        for given, (shown, record) in zip(config["runs"], records, strict=True)
+        if given.get("structures")
+    ]
+    return "\n\n".join([*before, "\n".join(lines), *structures, *after, listed])
 
 
 def replace_results(text: str, block: str) -> str:
@@ -112,6 +122,7 @@ def _shown_run(given: dict[str, Any], path: Path) -> ShownRun:
             name=given["name"],
             bold=bool(given.get("bold", False)),
             sources=dict(given.get("sources", {})),
+            groups=dict(given.get("groups", {})),
         )
     except (KeyError, TypeError) as error:
         raise DatasetError(f"A run in {path} has no {error}; give file and name.") from error
@@ -129,7 +140,33 @@ def _rows(shown: ShownRun, record: Record, figures: list[str]) -> list[str]:
         rows.append(
             _row(f"{source}, {words}" if words else source, summary.sources[source], figures)
         )
+    for group, words in shown.groups.items():
+        if group not in summary.groups:
+            raise DatasetError(
+                f"{shown.file} has no group {group!r}, only {list(summary.groups)}; correct it."
+            )
+        rows.append(_row(words or group, summary.groups[group], figures))
     return rows
+
+
+def _structure_table(targets: list[dict[str, Any]], summary: Summary) -> str:
+    """Return a table of Dice by structure, the best of each source first."""
+    shown = [n for n in STRUCTURE_ROUNDS if n in summary.rounds]
+    heads = " | ".join(f"{n} click{'s' * (n > 1)}" for n in shown)
+    lines = [f"| source | structure | targets | {heads} | below .5 |"]
+    lines.append("|---" * (len(shown) + 4) + "|")
+    for source, structures in sorted(summary.by_structure.items()):
+        for structure in sorted(structures, key=lambda name: -structures[name][-1]):
+            last = [
+                target["dice"][-1]
+                for target in targets
+                if target["case"].split("__")[0] == source and target["structure"] == structure
+            ]
+            dice = [share(structures[structure][summary.rounds.index(n)]) for n in shown]
+            failed = sum(value < FAILURE_DICE for value in last)
+            cells = [source, structure.replace("_", " "), str(len(last)), *dice, str(failed)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _row(name: str, group: Group, figures: list[str], *, bold: bool = False) -> str:
