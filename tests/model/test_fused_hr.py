@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastsam3d.model.fused_attention import JointTwoWayLayer
-from fastsam3d.model.fused_hr import RowHighResDecoder
+from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
 from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import TwoWayLayer
 from fastsam3d.model.registry import build_model
@@ -47,6 +47,13 @@ def test_joint_projections_are_those_of_the_layer() -> None:
     wanted = layer(tokens, image, position, bias)
     found = JointTwoWayLayer(layer)(tokens, image, position, bias)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_positions_column_by_column(model) -> None:
+    encoding = model.decoder.position
+    at = 2 * torch.rand(2, 5, 3) - 1
+    torch.testing.assert_close(RowPosition(encoding)(at), encoding(at), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()

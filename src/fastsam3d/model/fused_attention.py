@@ -1,9 +1,9 @@
 """Two-way attention with few products: what reads the same tokens is projected at once.
 
-Keys and some queries read tokens with their position, values without. Both are stacked, which one
-kernel does together with the norm before, so that one product serves all; half of what it computes
-is not used, which at these sizes costs less than another launch. Both transformers take the place
-of those whose weights they copy.
+Keys and some queries read tokens with their position, values without. Both stand in a pair, which
+one kernel makes together with the norm before, so that one product serves all; half of what it
+computes is not used, which at these sizes costs less than another launch. Both transformers take
+the place of those whose weights they copy.
 
 Shape legend: B prompt sets, P prompt tokens, T image tokens, C channels, H heads, D head dim.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsam3d.model.fused_layers import joined, split, unflatten
+from fastsam3d.model.fused_layers import joined, project, split, unflatten
 from fastsam3d.model.hr_decoder import DECODER_HEADS, TwoWayLayer
 from fastsam3d.model.inference_ops import activate
 from fastsam3d.model.two_way import NUM_HEADS, TwoWayBlock, TwoWayTransformer3D
@@ -38,13 +38,23 @@ class JointReads(nn.Module):
         self.num_placed = len(placed)
         self.joint = joined(layers)
 
-    def forward(self, x_BTC: Tensor, position_BTC: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pair_2BTC: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the projections with position, and those without, each (B, T, width)."""
-        dtype = self.joint.weight.dtype
-        both = torch.stack(((x_BTC + position_BTC).to(dtype), x_BTC.to(dtype)))
-        placed, plain = self.joint(both).unbind(0)
+        placed, plain = project(self.joint, pair_2BTC).unbind(0)
         with_position = list(split(placed, self.widths))[: self.num_placed]
         return with_position, list(split(plain, self.widths))[self.num_placed :]
+
+
+def paired(x_BTC: Tensor, position_BTC: Tensor) -> Tensor:
+    """Return tokens with their position and without, (2, B, T, C)."""
+    # Concatenated, they would take a kernel of their own.
+    share = torch.arange(1, -1, -1, device=x_BTC.device, dtype=position_BTC.dtype)
+    return x_BTC + share.view(2, 1, 1, 1) * position_BTC
+
+
+def normed_pair(norm: nn.Module, x_BTC: Tensor, position_BTC: Tensor) -> Tensor:
+    """Return normalised tokens with their position and without, (2, B, T, C)."""
+    return paired(norm(x_BTC.expand(2, *x_BTC.shape)), position_BTC)
 
 
 class _Fixed(NamedTuple):
@@ -64,24 +74,25 @@ class _JointTwoWayBlock(nn.Module):
         self.query = read.q_proj
         self.from_image = JointReads([read.k_proj, write.q_proj], [read.v_proj])
         self.read_out, self.norm2 = read.out_proj, block.norm2
-        self.mlp, self.norm3 = block.mlp, block.norm3
+        self.lin1, self.lin2, self.norm3 = block.mlp.lin1, block.mlp.lin2, block.norm3
         self.from_tokens = JointReads([write.k_proj, *placed], [write.v_proj, *plain])
         self.write_out, self.norm4 = write.out_proj, block.norm4
 
     def forward(
-        self, tokens: Tensor, image: Tensor, reads: Sequence[Tensor], fixed: _Fixed
+        self, tokens: Tensor, images: Tensor, reads: Sequence[Tensor], fixed: _Fixed
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return tokens, image tokens, and what the next attention reads of the tokens."""
+        """Return tokens, the pair of image tokens, and what the next attention reads of tokens."""
         q, k, v = reads
         attended = self.self_out(_attend(q, k, v, NUM_HEADS, fixed.bias))
         tokens = self.norm1(attended if self.is_first else tokens + attended)
-        (k, q_image), (v,) = self.from_image(image, fixed.image)
+        (k, q_image), (v,) = self.from_image(images)
         q = self.query(tokens + fixed.tokens)
         tokens = self.norm2(tokens + self.read_out(_attend(q, k, v, NUM_HEADS)))
-        tokens = self.norm3(tokens + self.mlp(tokens))
-        (k, *placed), (v, *plain) = self.from_tokens(tokens, fixed.tokens)
+        pair = normed_pair(self.norm3, tokens + self.lin2(_relu(self.lin1, tokens)), fixed.tokens)
+        (k, *placed), (v, *plain) = self.from_tokens(pair)
         attended = self.write_out(_attend(q_image, k, v, NUM_HEADS, fixed.bias))
-        return tokens, self.norm4(image + attended), (*placed, *plain)
+        images = normed_pair(self.norm4, images[1] + attended, fixed.image)
+        return pair[1], images, (*placed, *plain)
 
 
 class JointTwoWayTransformer(nn.Module):
@@ -117,15 +128,16 @@ class JointTwoWayTransformer(nn.Module):
         bias_BP: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the processed prompt tokens and image tokens, shapes kept."""
-        tokens, image = tokens_BPC, image_BTC
+        tokens, images = tokens_BPC, paired(image_BTC, image_pe_BTC)
         reads = self.first(tokens_BPC).chunk(3, dim=-1)
         for layer in self.layers:
-            tokens, image, reads = layer(
-                tokens, image, reads, _Fixed(tokens_BPC, image_pe_BTC, bias_BP)
+            tokens, images, reads = layer(
+                tokens, images, reads, _Fixed(tokens_BPC, image_pe_BTC, bias_BP)
             )
-        (keys,), (values,) = self.last_reads(image, image_pe_BTC)
+        images = images.to(self.last_out.weight.dtype)  # once for all that read them from here on
+        (keys,), (values,) = self.last_reads(images)
         attended = self.last_out(_attend(reads[0], keys, values, NUM_HEADS))
-        return self.norm_final_attn(tokens + attended), image
+        return self.norm_final_attn(tokens + attended), images[1]
 
 
 class JointTwoWayLayer(nn.Module):
@@ -153,13 +165,20 @@ class JointTwoWayLayer(nn.Module):
         """Return updated prompt tokens (B, N, C) and image tokens (B, T, C)."""
         q, k, v = self.own(self.norm_self(tokens)).chunk(3, dim=-1)
         tokens = tokens + self.self_out(_attend(q, k, v, DECODER_HEADS, bias))
-        (k, q_image), (v,) = self.from_image(self.norm_image(image), image_position)
+        (k, q_image), (v,) = self.from_image(normed_pair(self.norm_image, image, image_position))
         q = self.query(self.norm_read(tokens))
         tokens = tokens + self.read_out(_attend(q, k, v, DECODER_HEADS))
         tokens = tokens + self.fc2(activate(self.fc1(self.norm_mlp(tokens))))
         k, v = self.from_tokens(self.norm_write(tokens)).chunk(2, dim=-1)
         image = image + self.write_out(_attend(q_image, k, v, DECODER_HEADS, bias))
         return tokens, image
+
+
+def _relu(layer: nn.Linear, x_BPC: Tensor) -> Tensor:
+    """Return ReLU of a layer, which the library computes with the product."""
+    rows = x_BPC.flatten(0, 1).to(layer.weight.dtype)
+    found = torch.ops.aten._addmm_activation(layer.bias, rows, layer.weight.T)
+    return found.view(*x_BPC.shape[:2], -1)
 
 
 def _attend(

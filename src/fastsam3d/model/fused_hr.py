@@ -22,6 +22,7 @@ from fastsam3d.model.fused_layers import (
     convolve,
     downsampling,
     grid_of,
+    linear_of,
     pointwise,
     project,
     rows_of,
@@ -39,10 +40,8 @@ from fastsam3d.model.hr_decoder import (
     PromptMaps,
     Prompts,
 )
-from fastsam3d.model.hr_layers import ResidualConv, Upsample
+from fastsam3d.model.hr_layers import PositionEncoding, ResidualConv, Upsample
 from fastsam3d.model.inference_ops import GridNorm
-
-_POINTS = 4  # the distances to so many are compared at once
 
 
 class RowHighResDecoder(nn.Module):
@@ -110,15 +109,16 @@ class RowHighResDecoder(nn.Module):
             tokens, image = layer(tokens, image, self.image_position, bias)
             if index == 0:
                 image = self.mix(image, self.decoder.rope_cos, self.decoder.rope_sin)
-        return self.norm_tokens(tokens[:, : 1 + NUM_MASKS]), image
+        return tokens, image
 
     def _weights(self, tokens: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
         """Return what each mask multiplies the channels by (B, M, weights), and the quality."""
         if not multimask:
-            found = self.heads(tokens[:, :2], slice(0, 2))
+            found = self.heads(self.norm_tokens(tokens[:, :2]), slice(0, 2))
             return found[:, 1:], found[:, 0, :1]
         # The first mask token is that of the settled mask.
-        found = self.heads(torch.cat([tokens[:, :1], tokens[:, 2:]], dim=1), slice(None))
+        asked = torch.cat([tokens[:, :1], tokens[:, 2 : 1 + NUM_MASKS]], dim=1)
+        found = self.heads(self.norm_tokens(asked), slice(None))
         return found[:, 1:], found[:, 0, 1:NUM_MASKS]
 
     def _masks(self, half_BIJKC: Tensor, full_BIJKC: Tensor, weights: Tensor) -> Tensor:
@@ -133,6 +133,44 @@ class RowHighResDecoder(nn.Module):
             blocks = short_sum(detail * fine[..., None], -2)
             logits.append(rough[:, 0] + grid_of(blocks[..., None])[..., 0] + offset[..., 0])
         return torch.stack(logits, 1)
+
+
+class RowPosition(nn.Module):
+    """`PositionEncoding`, every column by itself: nothing is concatenated, and rows are aligned.
+
+    Args:
+        encoding: Whose weights are taken.
+    """
+
+    frequencies: Tensor
+    axes: Tensor
+    is_sine: Tensor
+    is_cosine: Tensor
+
+    def __init__(self, encoding: PositionEncoding) -> None:
+        super().__init__()
+        octaves = encoding.frequencies
+        width = encoding.proj.in_features
+        spare = -width % ALIGNED
+        axis = torch.arange(3, device=octaves.device)
+        # Sines, then cosines, of each axis; the coordinates themselves; zeros.
+        waves = torch.arange(2, device=octaves.device).repeat_interleave(len(octaves)).repeat(3)
+        columns = {
+            "frequencies": torch.cat([octaves.repeat(6), octaves.new_ones(3)]),
+            "axes": torch.cat([axis.repeat_interleave(2 * len(octaves)), axis]),
+            "is_sine": functional.pad(waves == 0, (0, 3)),
+            "is_cosine": functional.pad(waves == 1, (0, 3)),
+        }
+        for name, column in columns.items():
+            self.register_buffer(name, functional.pad(column, (0, spare)), persistent=False)
+        weight = functional.pad(encoding.proj.weight, (0, spare))
+        self.proj = linear_of(weight, encoding.proj.bias)
+
+    def forward(self, position_BN3: Tensor) -> Tensor:
+        """Encode coordinates in [-1, 1], (B, N, 3), to (B, N, dim)."""
+        phase = position_BN3[..., self.axes] * self.frequencies
+        waves = torch.where(self.is_cosine, phase.cos(), phase)
+        return self.proj(torch.where(self.is_sine, phase.sin(), waves))
 
 
 class _RowMaps(nn.Module):
@@ -160,11 +198,11 @@ class _RowMaps(nn.Module):
 
 def _nearest(squares_BN3I: Tensor, is_used_BN: Tensor) -> Tensor:
     """Return the squared distance of each cell to its nearest used point, (B, I, J, K)."""
-    count = is_used_BN.shape[1]
-    spare = -count % _POINTS if count else _POINTS
+    batch, count, _, side = squares_BN3I.shape
+    if not count:
+        return squares_BN3I.new_full((batch, side, side, side), torch.inf)
     first = torch.where(is_used_BN[..., None], squares_BN3I[:, :, 0], torch.inf)
-    first = functional.pad(first, (0, 0, 0, spare), value=torch.inf)
-    others = functional.pad(squares_BN3I[:, :, 1:], (0, 0, 0, 0, 0, spare))
+    others = squares_BN3I[:, :, 1:]
     planes = others[:, :, 0, None, :, None] + others[:, :, 1, None, None, :]
     return smallest(first[:, :, :, None, None] + planes, 1)
 

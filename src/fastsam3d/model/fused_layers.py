@@ -11,6 +11,7 @@ Shape legend: B batch, C channels, I J K grid axes, H heads, R rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any, cast
 
@@ -23,8 +24,6 @@ from fastsam3d.model.inference_ops import GridNorm
 BLOCK = 8  # voxels of a block of 2^3, in the order of their places (a, b, d)
 # Tensor cores want rows of 16 bytes; from others a slower product would be chosen.
 ALIGNED = 8
-# A compiler writes out sums of fewer than eight terms, so that they take no kernel of their own.
-_SHORT = 4
 
 
 def linear_of(weight_RC: Tensor, bias_R: Tensor) -> nn.Linear:
@@ -46,9 +45,16 @@ def pointwise(conv: nn.Conv3d) -> nn.Linear:
     return linear_of(conv.weight.flatten(1), _bias(conv))
 
 
-def downsampling(conv: nn.Conv3d) -> nn.Linear:
-    """Return a convolution of kernel and stride 2 as a layer of `blocks_of`, flattened."""
-    return linear_of(conv.weight.permute(0, 2, 3, 4, 1).flatten(1), _bias(conv))
+def downsampling(conv: nn.Conv3d, channels: int | None = None) -> nn.Linear:
+    """Return a convolution of kernel and stride 2 as a layer of `blocks_of`, flattened.
+
+    Args:
+        conv: Whose weights are taken.
+        channels: Of its input, if those have been filled up with zeros.
+    """
+    spare = 0 if channels is None else channels - conv.in_channels
+    weight = functional.pad(conv.weight.permute(0, 2, 3, 4, 1), (0, spare))
+    return linear_of(weight.flatten(1), _bias(conv))
 
 
 def upsampling(conv: nn.ConvTranspose3d) -> nn.Linear:
@@ -105,13 +111,20 @@ def grid_of(x_BIJK8C: Tensor) -> Tensor:
 
 
 def short_sum(x: Tensor, dim: int) -> Tensor:
-    """Return the sum over a negative dimension of eight terms."""
-    return unflatten(x, dim, (_SHORT, -1)).sum(dim - 1).sum(dim)
+    """Return the sum over a dimension of few terms.
+
+    Written out a compiler computes it with what makes the terms, and holds none of them.
+    """
+    if not torch.compiler.is_compiling():
+        return x.sum(dim)
+    return reduce(torch.add, x.unbind(dim))
 
 
 def smallest(x: Tensor, dim: int) -> Tensor:
-    """Return the minimum over a dimension, whose length is a multiple of four."""
-    return unflatten(x, dim, (-1, _SHORT)).amin(dim + 1).amin(dim)
+    """Return the minimum over a dimension of few terms; else as `short_sum`."""
+    if not torch.compiler.is_compiling():
+        return x.amin(dim)
+    return reduce(torch.minimum, x.unbind(dim))
 
 
 def activated_rows(norm: GridNorm, x_BIJKC: Tensor) -> Tensor:
@@ -120,23 +133,6 @@ def activated_rows(norm: GridNorm, x_BIJKC: Tensor) -> Tensor:
     variance, mean = torch.var_mean(groups, dim=(1, 2, 3, 5), correction=0, keepdim=True)
     normed = ((groups - mean) * torch.rsqrt(variance + norm.eps)).flatten(-2)
     return functional.gelu(normed * norm.weight + norm.bias)
-
-
-class AlignedLinear(nn.Module):
-    """A layer whose rows of weights are filled up with zeros, and its input with them.
-
-    Args:
-        layer: With any number of inputs.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.spare = -layer.in_features % ALIGNED
-        self.linear = linear_of(functional.pad(layer.weight, (0, self.spare)), layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the layer makes of (..., in_features of the layer given)."""
-        return self.linear(functional.pad(x, (0, self.spare)))
 
 
 class HeadBatch(nn.Module):

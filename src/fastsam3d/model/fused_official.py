@@ -6,6 +6,7 @@ channels, L side of the logits.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, cast
 
@@ -50,14 +51,17 @@ class RowMaskDecoder(nn.Module):
     kinds: Tensor
     no_mask: Tensor
     position: Tensor
-    first_down: Tensor
-    first_down_bias: Tensor
+    frequencies: Tensor
+    is_cosine: Tensor
 
     def __init__(self, model: SamMed3D) -> None:
         super().__init__()
         prompts, decoder = model.prompt_encoder, model.mask_decoder
         self.image_size, self.grid_size = prompts.image_size, prompts.grid_size
-        self.frequencies = prompts.pe_layer
+        matrix = prompts.pe_layer.positional_encoding_gaussian_matrix
+        thirds = torch.arange(3, device=matrix.device)
+        self._keep("frequencies", matrix.repeat(1, 3))  # sine, cosine, sine again
+        self._keep("is_cosine", (thirds == 1).repeat_interleave(matrix.shape[1]))
         quality, masks = decoder.iou_token.weight, decoder.mask_tokens.weight
         # What is asked for together lies side by side: mask and quality, or quality and three.
         self._keep("answers", torch.cat([masks[:1], quality, masks[1:]]))
@@ -65,13 +69,14 @@ class RowMaskDecoder(nn.Module):
         self._keep("kinds", torch.cat([prompts.not_a_point_embed.weight, *points]))
         self._keep("no_mask", prompts.no_mask_embed.weight)
         self._keep("position", prompts.encode_grid().flatten(2).transpose(1, 2))
-        first, self.down_norm1, _, second, self.down_norm2, _, third = prompts.mask_downscaling
-        first_down = downsampling(cast("nn.Conv3d", first))
-        self._keep("first_down", first_down.weight)
-        self._keep("first_down_bias", first_down.bias)
-        self.down2 = downsampling(cast("nn.Conv3d", second))
+        first, norm, _, second, self.down_norm2, _, third = prompts.mask_downscaling
+        self.down1 = _CentredDown(cast("nn.Conv3d", first), cast("ChannelNorm3d", norm))
+        self.down2 = downsampling(cast("nn.Conv3d", second), channels=BLOCK)
         self.down3 = pointwise(cast("nn.Conv3d", third))
-        self.transformer = decoder.transformer
+        # Its last norm is left to the few tokens that are asked for.
+        self.transformer = copy.deepcopy(decoder.transformer)
+        self.norm = self.transformer.norm_final_attn
+        self.transformer.norm_final_attn = cast("nn.LayerNorm", nn.Identity())
         wide, self.up_norm, _, fine, _ = decoder.output_upscaling
         self.up1 = upsampling(cast("nn.ConvTranspose3d", wide))
         self.up2 = upsampling(cast("nn.ConvTranspose3d", fine))
@@ -111,7 +116,7 @@ class RowMaskDecoder(nn.Module):
         tokens, image = self.transformer(tokens, image, self.position, bias)
         first = 1 if multimask else 0
         which = slice(first, _NUM_ANSWERS) if multimask else slice(0, 2)
-        found = self.heads(tokens[:, which], which)
+        found = self.heads(self.norm(tokens[:, which]), which)
         at_quality = 1 - first
         masks = slice(1, None) if multimask else slice(0, 1)
         qualities = slice(1, _NUM_ANSWERS - 1) if multimask else slice(0, 1)
@@ -127,11 +132,10 @@ class RowMaskDecoder(nn.Module):
         labels = functional.pad(labels_BN, (0, 1), value=PADDING_POINT)
         labels = functional.pad(labels, (0, spare), value=HIDDEN_POINT)
         points = functional.pad(points_BN3, (0, 0, 0, 1 + spare))
-        matrix = self.frequencies.positional_encoding_gaussian_matrix
-        unit = (2 / self.image_size) * (points.to(matrix.dtype) + 0.5) - 1
+        unit = (2 / self.image_size) * (points.to(self.frequencies) + 0.5) - 1
         # Three terms written out: a product of matrices would be one more kernel.
-        phase = 2 * math.pi * (unit[..., None] * matrix).sum(-2)
-        encoding = torch.cat([phase.sin(), phase.cos(), phase.sin()], dim=-1)
+        phase = 2 * math.pi * (unit[..., None] * self.frequencies).sum(-2)
+        encoding = torch.where(self.is_cosine, phase.cos(), phase.sin())
         is_point = (labels >= 0)[..., None]
         kind = self.kinds[labels.clamp(PADDING_POINT, 1).long() + 1]
         embedded = torch.where(is_point, encoding, 0) + kind
@@ -143,9 +147,8 @@ class RowMaskDecoder(nn.Module):
         side = self.grid_size
         blocks = mask_logits.reshape(len(mask_logits), *(side, 2, 2) * 3)
         rows = blocks.permute(0, 1, 4, 7, 2, 5, 8, 3, 6, 9).reshape(-1, side**3, BLOCK, BLOCK)
-        x = short_sum(rows[..., None, :] * self.first_down, -1) + self.first_down_bias
-        x = functional.gelu(_normed(self.down_norm1, x)).flatten(2)
-        x = functional.gelu(_normed(self.down_norm2, self.down2(x)))
+        x = self.down2(self.down1(rows).flatten(2))
+        x = functional.gelu(_normed(self.down_norm2, x))
         return self.down3(x)
 
     def _masks(self, image_BTC: Tensor, filters_BMC: Tensor) -> Tensor:
@@ -159,6 +162,41 @@ class RowMaskDecoder(nn.Module):
         placed = found.reshape(*found.shape[:2], side, side, side, 2, 2, 2, 2, 2, 2)
         placed = placed.permute(0, 1, 2, 5, 8, 3, 6, 9, 4, 7, 10)
         return placed.reshape(*found.shape[:2], *(4 * side,) * 3)
+
+
+class _CentredDown(nn.Module):
+    """The first convolution of a mask prompt with its norm and GELU.
+
+    Weights without their mean over the channels make channels without theirs. Channels are filled
+    up to eight with zeros: the sum over them is then computed together with the convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, conv: nn.Conv3d, norm: ChannelNorm3d) -> None:
+        super().__init__()
+        layer = downsampling(conv)
+        self.num_channels, self.eps = conv.out_channels, norm.eps
+        spare = BLOCK - self.num_channels
+        parts = {
+            "weight": layer.weight - layer.weight.mean(0),
+            "bias": layer.bias - layer.bias.mean(),
+            "gain": norm.weight,
+            "shift": norm.bias,
+        }
+        for name, part in parts.items():
+            padding = (0, 0, 0, spare) if part.ndim == 2 else (0, spare)
+            self.register_buffer(name, functional.pad(part.detach(), padding), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return (..., 8 channels) of blocks (..., 8 voxels)."""
+        centred = short_sum(rows[..., None, :] * self.weight, -1) + self.bias
+        variance = centred.square().sum(-1, keepdim=True) / self.num_channels
+        normed = centred * torch.rsqrt(variance + self.eps)
+        return functional.gelu(normed * self.gain + self.shift)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.fused_attention import JointTwoWayLayer, JointTwoWayTransformer
-from fastsam3d.model.fused_hr import RowHighResDecoder
-from fastsam3d.model.fused_layers import AlignedLinear, HeadBatch
+from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
+from fastsam3d.model.fused_layers import HeadBatch
 from fastsam3d.model.fused_official import (
     HIDDEN_POINT,
     HIDDEN_SCORE,
@@ -27,6 +27,7 @@ from fastsam3d.session.mask_bits import pack_mask
 if TYPE_CHECKING:
     from fastsam3d.model.config import ModelConfig
     from fastsam3d.model.hr_decoder import TwoWayLayer
+    from fastsam3d.model.hr_layers import PositionEncoding
     from fastsam3d.model.registry import Model
     from fastsam3d.model.sam_med3d import SamMed3D
     from fastsam3d.model.two_way import TwoWayTransformer3D
@@ -164,7 +165,7 @@ def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighR
         if not options.has_row_decoder:
             return None
         rows = RowHighResDecoder(decoder)
-        decoder.position.proj = cast("nn.Linear", AlignedLinear(decoder.position.proj))
+        decoder.position = cast("PositionEncoding", RowPosition(decoder.position))
         return rows
     if options.has_joint_projections:
         joint = JointTwoWayTransformer(model.mask_decoder.transformer)

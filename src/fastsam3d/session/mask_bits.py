@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
-_NUM_FACTS = 7  # first voxel of each axis, last plus one, quality
-_FACT_BYTES = 4
+_NUM_ENDS = 6
+_QUALITY_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class RoiAnswer:
 
 def packed_size(side: int) -> int:
     """Return how many bytes `pack_mask` makes of an ROI of `side` voxels per axis."""
-    return side**3 // 8 + _NUM_FACTS * _FACT_BYTES
+    return side**3 // 8 + 2 * _NUM_ENDS + _QUALITY_BYTES
 
 
 def pack_mask(logits: Tensor, quality: Tensor, side: int) -> Tensor:
@@ -60,35 +60,43 @@ def pack_mask(logits: Tensor, quality: Tensor, side: int) -> Tensor:
 
     Returns:
         Bytes of shape (`packed_size`,), one tensor because each copy to the host costs a launch:
-        the mask's bits, the first voxel highest as `numpy.packbits` has it, then the facts, each of
-        four bytes, the lowest first: first voxel of each axis (S where nothing is set), last plus
-        one (0 there), and the quality's float32.
+        the mask's bits, the first voxel highest as `numpy.packbits` has it; first voxel (S where
+        nothing is set) of j and k, last plus one (0 there) of j and k, first and last of i, the
+        lower bytes of all six before the higher; the quality's float32, its lowest byte first.
     """
     if logits.shape[-1] != side:
         logits = functional.interpolate(logits, size=(side,) * 3, mode="trilinear")
     mask = logits[0, 0] > 0
     places = torch.arange(7, -1, -1, device=mask.device, dtype=torch.int32)
     values = torch.ones_like(places) << places
-    bits = (mask.view(side, side, side // 8, 8) * values).sum(-1).to(torch.uint8)
-    ends = _first_and_last(mask)
-    facts = torch.cat([ends, quality.flatten().view(torch.int32)])
-    shifts = torch.arange(0, 8 * _FACT_BYTES, 8, device=mask.device, dtype=torch.int32)
-    as_bytes = ((facts[:, None] >> shifts) & 255).to(torch.uint8)
-    return torch.cat([bits.flatten(), as_bytes.flatten()])
+    bits = (mask.view(side, side, side // 8, 8) * values).sum(-1)
+    ends = _first_and_last(mask).to(torch.int32)
+    shifts = torch.arange(0, 8 * _QUALITY_BYTES, 8, device=mask.device, dtype=torch.int32)
+    of_quality = quality.flatten().view(torch.int32) >> shifts
+    parts = (bits.flatten(), ends & 255, ends >> 8, of_quality & 255)
+    return torch.cat([part.to(torch.uint8) for part in parts])
 
 
 def _first_and_last(mask_IJK: Tensor) -> Tensor:
-    """Return int32 (6,): the first voxel of each axis, then the last plus one of each."""
+    """Return (6,), float32: first voxel of axis j and of k, last plus one of j, k, then both of i.
+
+    By rows, by planes, then at last. Ends are negative, so that all are minima, and nothing is
+    concatenated that was reduced: so each step is one kernel.
+    """
     side = len(mask_IJK)
-    steps = torch.arange(side, device=mask_IJK.device, dtype=torch.int32)
-    # Row by row first: one kernel then makes all three from one reading of the mask.
-    in_row = mask_IJK.amax(2)
-    first = torch.where(mask_IJK, steps, side).amin(2)
-    last = torch.where(mask_IJK, steps + 1, 0).amax(2)
-    planes, rows = steps[:, None].expand(side, side), steps.expand(side, side)
-    low = [torch.where(in_row, at, side).amin() for at in (planes, rows)]
-    high = [torch.where(in_row, at + 1, 0).amax() for at in (planes, rows)]
-    return torch.stack([*low, first.amin(), *high, last.amax()])
+    # Not integers: torch 2.11 fails to compile their minimum where positions are floats as well.
+    steps = torch.arange(side, device=mask_IJK.device, dtype=torch.float32)
+
+    def ends(is_set: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(is_set, steps, float(side)), torch.where(is_set, -1 - steps, 0.0)
+
+    first_k, last_k = (part.amin(2) for part in ends(mask_IJK))
+    first_j, last_j = ends(last_k < 0)
+    by_plane = torch.stack([first_j, first_k, last_j, last_k]).amin(2)
+    first_i, last_i = ends(by_plane[3] < 0)
+    row = torch.arange(_NUM_ENDS, device=mask_IJK.device)[:, None]
+    picked = by_plane[row[:, 0].clamp(max=3)]
+    return torch.where(row < 4, picked, torch.where(row == 4, first_i, last_i)).amin(1).abs()
 
 
 def unpack_mask(logits: Tensor, packed: NDArray[np.uint8], side: int) -> RoiAnswer:
@@ -100,8 +108,9 @@ def unpack_mask(logits: Tensor, packed: NDArray[np.uint8], side: int) -> RoiAnsw
         side: As it was given there.
     """
     facts = packed[side**3 // 8 :]
-    *ends, _ = cast("list[int]", facts.view("<i4").tolist())
-    low, high = ends[:3], ends[3:]
+    lower, higher = facts[: 2 * _NUM_ENDS].reshape(2, _NUM_ENDS).astype(np.int64)
+    ends = cast("list[int]", (lower + 256 * higher).tolist())
+    low, high = [ends[4], *ends[:2]], [ends[5], *ends[2:4]]
     if low[0] >= high[0]:
         low, high = [0, 0, 0], [0, 0, 0]
     bounds = cast("Bounds", tuple(zip(low, high, strict=True)))
@@ -109,4 +118,4 @@ def unpack_mask(logits: Tensor, packed: NDArray[np.uint8], side: int) -> RoiAnsw
     inside = tuple(slice(*bound) for bound in bounds[:2])
     bits = np.zeros((side, side, side // 8), np.uint8)
     bits[inside] = packed[: side**3 // 8].reshape(bits.shape)[inside]
-    return RoiAnswer(bits, bounds, float(facts.view("<f4")[-1]), logits)
+    return RoiAnswer(bits, bounds, float(facts[2 * _NUM_ENDS :].view("<f4")[0]), logits)
