@@ -95,7 +95,12 @@ ARMS = {
     "erosions by pooling": Arm(patches=POOLED),
     "repeated outside": Arm(patches=OUTSIDE),
     "channels first": Arm(patches=CHANNELS_FIRST),
-    "before": Arm(changes=PLAIN, patches=(*CHANNELS_FIRST, *OUTSIDE, *POOLED)),
+    "normalised grids stored": Arm(changes={"inlined_reads": 4}, is_compiled_anew=True),
+    "before": Arm(
+        changes={**PLAIN, "inlined_reads": 4},
+        patches=(*CHANNELS_FIRST, *OUTSIDE, *POOLED),
+        is_compiled_anew=True,
+    ),
     "CUDA graphs": Arm(changes={"compile_mode": "reduce-overhead"}, is_compiled_anew=True),
 }
 DEFAULT_ARMS = ("now", "timed convolutions", "Muon asked one by one", "AdamW in many kernels")

@@ -63,5 +63,11 @@ def repeat(x_BCIJK: Tensor, count: int) -> Tensor:
     return rows.expand(-1, count, -1, -1, -1, -1).flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
+def reduced(x: Tensor) -> Tensor:
+    """Return `x` as autocast will give it to products: once, where several products read it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def _as_grid(values_BC: Tensor) -> Tensor:
     return values_BC[:, :, None, None, None]

@@ -331,6 +331,9 @@ class HighResDecoder(nn.Module):
     def _masks(self, half_BCIJK: Tensor, full_BCIJK: Tensor, tokens_BMC: Tensor) -> Tensor:
         """Combine half- and full-resolution features with the weights each mask token asks for."""
         weights = self.hyper(tokens_BMC)
+        if is_recorded() and not torch.is_grad_enabled():
+            # With a gradient, a compiler makes worse kernels of it.
+            half_BCIJK = channels_last.reduced(half_BCIJK)
         fine = half_BCIJK.shape[1]
         coarse_weights, detail_weights, offset = weights.split((fine, self.full_channels, 1), dim=2)
         coarse = weighted_sums(half_BCIJK, coarse_weights)

@@ -77,6 +77,9 @@ class RunConfig:
             lost: a click should not make the mask worse.
         compile: Compile the stages (CUDA).
         compile_mode: How, see ``torch.compile``; ``reduce-overhead`` records CUDA graphs.
+        inlined_reads: What a compiled stage makes of so many values or fewer, it makes again
+            wherever it is needed instead of storing it. The compiler's own 4 stores every
+            normalised grid in single precision.
         replay_muon: Record Muon's products as a CUDA graph, where the stages are compiled.
         fuse_adam: AdamW in one kernel (CUDA).
         time_convolutions: Let cuDNN choose its kernels by timing them (CUDA).
@@ -105,6 +108,7 @@ class RunConfig:
     regress_weight: float = 0.0
     compile: bool = True
     compile_mode: str = "default"
+    inlined_reads: int = 8
     replay_muon: bool = True
     fuse_adam: bool = True
     time_convolutions: bool = False

@@ -73,7 +73,7 @@ class Trainer:
         self.records_graphs = compiles and config.compile_mode == "reduce-overhead"
         if on_cuda and config.time_convolutions:
             torch.backends.cudnn.benchmark = True
-        wrap = functools.partial(_compile, mode=config.compile_mode) if compiles else None
+        wrap = functools.partial(_compile, config=config) if compiles else None
         self.task = (make_task or _segmentation)(model, config, wrap, on_cuda)
         self.renderer = Renderer(bank, config.generator, compile_with=wrap)
         named = self.task.named_parameters()
@@ -314,8 +314,13 @@ def _segmentation(
     return SegmentationTask(family_of(model), config, compile_with=compile_with, autocast=autocast)
 
 
-def _compile(function: Callable[..., Any], *, mode: str) -> Callable[..., Any]:
-    return cast("Any", torch).compile(function, dynamic=False, mode=mode)
+def _compile(function: Callable[..., Any], *, config: RunConfig) -> Callable[..., Any]:
+    options: dict[str, Any] = {"realize_reads_threshold": config.inlined_reads}
+    if config.compile_mode != "default":
+        from torch import _inductor  # noqa: PLC0415 (loads the compiler)
+
+        options |= cast("Any", _inductor).list_mode_options(config.compile_mode)
+    return cast("Any", torch).compile(function, dynamic=False, options=options)
 
 
 def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
