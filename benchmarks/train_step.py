@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastsam3d.model import hr_decoder, hr_layers, inference_ops
 from fastsam3d.model.registry import build_model
-from fastsam3d.train import clicks
+from fastsam3d.train import clicks, loop
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RECIPES, RunConfig, architecture_of, recipe
 from fastsam3d.train.drawing import DrawnBatch
@@ -79,6 +79,12 @@ def converse_repeated(self: SegmentationTask, batch: Any, parts: Any, *rest: Any
     return plain_converse(self, batch, tuple(p.repeat_interleave(count, 0) for p in parts), *rest)
 
 
+def compile_as_it_comes(function: Callable[..., Any], *, config: RunConfig) -> Any:
+    """Compile a stage with the compiler's own settings."""
+    del config
+    return torch.compile(function, dynamic=False)
+
+
 def _never() -> bool:
     return False
 
@@ -86,6 +92,7 @@ def _never() -> bool:
 CHANNELS_FIRST = tuple((m, "is_recorded", _never) for m in (inference_ops, hr_layers, hr_decoder))
 OUTSIDE = ((SegmentationTask, "converse", converse_repeated),)
 POOLED = ((clicks, "erosion_depth", pooled_depth),)
+AS_IT_COMES = ((loop, "_compile", compile_as_it_comes),)
 PLAIN = {"replay_muon": False, "fuse_adam": False}
 ARMS = {
     "now": Arm(),
@@ -96,9 +103,10 @@ ARMS = {
     "repeated outside": Arm(patches=OUTSIDE),
     "channels first": Arm(patches=CHANNELS_FIRST),
     "normalised grids stored": Arm(changes={"inlined_reads": 4}, is_compiled_anew=True),
+    "compiled as it comes": Arm(patches=AS_IT_COMES, is_compiled_anew=True),
     "before": Arm(
-        changes={**PLAIN, "inlined_reads": 4},
-        patches=(*CHANNELS_FIRST, *OUTSIDE, *POOLED),
+        changes=PLAIN,
+        patches=(*CHANNELS_FIRST, *OUTSIDE, *POOLED, *AS_IT_COMES),
         is_compiled_anew=True,
     ),
     "CUDA graphs": Arm(changes={"compile_mode": "reduce-overhead"}, is_compiled_anew=True),

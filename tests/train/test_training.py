@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from fastsam3d.errors import CheckpointError, ConfigError
+from fastsam3d.train import loop
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.clicks import corrupted_masks, erosion_depth, jittered_boxes, next_clicks
 from fastsam3d.train.config import PromptConfig, RunConfig, rate_factor, recipe
@@ -177,6 +178,28 @@ def trainer(bank: TrainingBank, output: Path, **changes: object) -> Trainer:
 def curve(folder: Path) -> list[float]:
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+def test_compiling_leaves_the_layout_of_convolutions_alone(
+    bank: TrainingBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def note(function: object, **how: object) -> object:
+        asked.append(how)
+        return function
+
+    monkeypatch.setattr(torch, "compile", note)
+    config = replace(recipe("debug"), compile=True, inlined_reads=6)
+    trainer(bank, tmp_path)
+    assert not asked  # nothing is compiled on a CPU
+    loop._compile(len, config=config)
+    assert asked == [
+        {
+            "dynamic": False,
+            "options": {"realize_reads_threshold": 6, "layout_optimization": False},
+        }
+    ]
 
 
 def test_interrupted_run_equals_an_unbroken_one(bank: TrainingBank, tmp_path: Path) -> None:

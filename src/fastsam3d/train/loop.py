@@ -315,7 +315,11 @@ def _segmentation(
 
 
 def _compile(function: Callable[..., Any], *, config: RunConfig) -> Callable[..., Any]:
-    options: dict[str, Any] = {"realize_reads_threshold": config.inlined_reads}
+    options: dict[str, Any] = {
+        "realize_reads_threshold": config.inlined_reads,
+        # That of 2-D convolutions; without a gradient it turns the grids of 3-D ones round.
+        "layout_optimization": False,
+    }
     if config.compile_mode != "default":
         from torch import _inductor  # noqa: PLC0415 (loads the compiler)
 
