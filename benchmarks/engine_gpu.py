@@ -43,6 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
     "plain": {"is_compiled": False},
     "default": {},
     "formed-bias": {"has_window_kernel": False},
+    "kept-layout": {"has_layout_search": False},
     "joint": {"has_joint_projections": True},
     "rows": {"has_row_decoder": True},
     "fused": {"has_joint_projections": True, "has_row_decoder": True},
@@ -50,6 +51,11 @@ MODES: dict[str, dict[str, Any]] = {
         "has_joint_projections": True,
         "has_row_decoder": True,
         "is_compiled": False,
+    },
+    "fused-kept-layout": {
+        "has_joint_projections": True,
+        "has_row_decoder": True,
+        "has_layout_search": False,
     },
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
 }

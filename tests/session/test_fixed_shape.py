@@ -15,6 +15,7 @@ from fastsam3d.model.registry import build_model
 from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
+from fastsam3d.session.predictor import EncodedRoi, Predictor, RoiPrompts
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
 from tests.session.test_engine import TOY
 
@@ -187,6 +188,26 @@ def test_a_failing_compiler_leaves_the_answer_as_it_is(monkeypatch: pytest.Monke
     assert torch.equal(found.tokens, engine.encode_image(image).tokens)
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_compiler_chooses_layouts_only_where_it_may(
+    is_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def compiled(function, **_: object):
+        def run(**given: Tensor):
+            seen.append(torch._inductor.config.layout_optimization)
+            return function(**given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model, _ = make(TOY)
+    options = replace(EAGER, is_compiled=True, has_layout_search=is_on)
+    FixedShapeEngine(model, options).encode_image(torch.randn(1, 1, *(TOY.image_size,) * 3))
+    assert seen[0] is is_on
+
+
 def test_answers_belong_to_the_caller_and_threads_do_not_mix() -> None:
     _, engine = make(TOY)
     images = torch.randn(3, 1, *(TOY.image_size,) * 3)
@@ -281,3 +302,23 @@ def test_replayed_graphs_agree_with_the_eager_model(
         given = some_prompts(config, count, box=box, mask=mask)
         given = {name: value.cuda() for name, value in given.items()}
         assert_equal_answers(model, engine, expected[number % 2], found[number % 2], **given)
+
+
+def test_a_session_hands_the_engine_its_prompts_in_host_memory() -> None:
+    _, engine = make(TOY)
+    asked: list[torch.device] = []
+    engine.prompt_device = torch.device("meta")
+    decode = engine.decode_masks
+
+    def watched(embedding: ImageEmbedding, points: Tensor, labels: Tensor, **given: Tensor):
+        asked.extend((points.device, labels.device, given["boxes"].device))
+        given["boxes"] = torch.zeros(1, 6)
+        return decode(embedding, torch.zeros(points.shape), torch.ones(labels.shape), **given)
+
+    engine.decode_masks = watched
+    predictor = Predictor(engine)
+    embedding = engine.encode_image(torch.randn(1, 1, *(TOY.image_size,) * 3))
+    prompts = RoiPrompts(np.zeros((1, 3)), np.ones(1, np.bool_), np.array([0.0, 0, 0, 5, 5, 5]))
+    predictor.decode(EncodedRoi(embedding, is_blank=False), prompts)
+    assert asked == [torch.device("meta")] * 3
+    assert engine.device == predictor.device == torch.device("cpu")

@@ -29,6 +29,7 @@ class Replay:
         compile_mode: Of torch.compile; None runs the function as it is. If compiling fails, a
             warning says why and the function is run as it is.
         is_captured: Record a CUDA graph.
+        has_layout_search: Let the compiler choose the layout of convolutions.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Replay:
         *,
         compile_mode: CompileMode | None,
         is_captured: bool,
+        has_layout_search: bool = True,
     ) -> None:
         self._buffers = buffers
+        self._has_layout_search = has_layout_search
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
@@ -58,6 +61,7 @@ class Replay:
         compiled = cast("Any", torch).compile(function, dynamic=False, fullgraph=True, mode=mode)
         try:
             with (
+                _layout_search(is_on=self._has_layout_search),
                 cast("Any", torch)._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS),
                 _chosen_convolutions(),
             ):
@@ -79,6 +83,15 @@ class Replay:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self._function(**self._buffers)
         return graph, outputs
+
+
+@contextmanager
+def _layout_search(*, is_on: bool) -> Generator[None]:
+    """Let the compiler choose layouts, or keep those of the tensors."""
+    import torch._inductor.config as settings  # noqa: PLC0415 - loads the compiler
+
+    with cast("Any", settings).patch(layout_optimization=is_on):
+        yield
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class FixedShapeConfig:
         max_points: Most points of one prompt set; more are left to the eager model.
         has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
             of forming it, where Triton and the shapes allow.
+        has_layout_search: Let the compiler choose the layout of convolutions. What it knows is
+            convolutions of two dimensions; without, channels stay last as the weights have them.
         has_joint_projections: Make queries, keys and values of the same tokens in one product in
             the decoder's two-way attention.
         has_row_decoder: Decode on rows, channels last: convolutions whose kernel is their stride
@@ -62,6 +64,7 @@ class FixedShapeConfig:
     is_captured: bool = True
     max_points: int = 16
     has_window_kernel: bool = True
+    has_layout_search: bool = True
     has_joint_projections: bool = False
     has_row_decoder: bool = False
 
@@ -84,6 +87,10 @@ class FixedShapeEngine:
         model: In evaluation mode on its device; it is copied, not changed.
         config: How to run it.
 
+    Attributes:
+        device: Where the model is.
+        prompt_device: Where prompts are best given.
+
     Raises:
         ConfigError: Capture is asked for without CUDA.
     """
@@ -95,6 +102,7 @@ class FixedShapeEngine:
             msg = f"CUDA graphs need a CUDA device, got {device.type}; use engine='torch'."
             raise ConfigError(msg)
         self.device = device
+        self.prompt_device = torch.device("cpu")
         self._model = FixedModel(model, self.options)
         self._lock = threading.Lock()
         self._image = torch.zeros(1, 1, *(model.config.image_size,) * 3, device=device)
@@ -233,6 +241,7 @@ class FixedShapeEngine:
             buffers,
             compile_mode=self.options.compile_mode if self.options.is_compiled else None,
             is_captured=self.options.is_captured,
+            has_layout_search=self.options.has_layout_search,
         )
 
     def _make_resident(self, embedding: ImageEmbedding) -> None:

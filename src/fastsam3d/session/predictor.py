@@ -343,16 +343,16 @@ class Predictor:
         """Return points (P, N, 3), labels (P, N) and boxes (P, 6)."""
         points = np.stack([prompts.points for prompts in prompt_sets])
         labels = np.stack([prompts.is_positive for prompts in prompt_sets]).astype(np.int64)
+        # An engine may want prompts in host memory, to bring all of them over in one copy.
+        device: torch.device = getattr(self.model, "prompt_device", self.device)
         if not points.shape[1]:
             # A padding point: official decoders cannot do without any.
             points, labels = np.zeros((len(points), 1, 3)), np.full((len(points), 1), -1)
         boxes = [prompts.box for prompts in prompt_sets if prompts.box is not None]
         return (
-            torch.as_tensor(points, dtype=torch.float32, device=self.device),
-            torch.as_tensor(labels, dtype=torch.int64, device=self.device),
-            torch.as_tensor(np.stack(boxes), dtype=torch.float32, device=self.device)
-            if boxes
-            else None,
+            torch.as_tensor(points, dtype=torch.float32, device=device),
+            torch.as_tensor(labels, dtype=torch.int64, device=device),
+            torch.as_tensor(np.stack(boxes), dtype=torch.float32, device=device) if boxes else None,
         )
 
 
