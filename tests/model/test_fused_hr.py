@@ -7,8 +7,8 @@ from fastsam3d.model.fused_attention import JointTwoWayLayer
 from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
 from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import TwoWayLayer
-from fastsam3d.model.registry import build_model
 from tests.model.launches import launches_of
+from tests.model.tiny import drawn_model
 from tests.session.test_engine import TOY
 
 SIDE = TOY.image_size
@@ -16,11 +16,7 @@ SIDE = TOY.image_size
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    built = build_model(TOY).eval()
-    for parameter in built.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return built
+    return drawn_model(TOY)
 
 
 def case(model, count: int, *, batch: int = 1, box: bool = False, mask: bool = False):

@@ -5,21 +5,16 @@ import torch
 
 from fastsam3d.model.fused_attention import JointTwoWayTransformer
 from fastsam3d.model.fused_official import HIDDEN_POINT, RowMaskDecoder
-from fastsam3d.model.registry import build_model
 from fastsam3d.model.two_way import TwoWayTransformer3D
 from tests.model.launches import launches_of
-from tests.model.tiny import TINY_TEACHER
+from tests.model.tiny import TINY_TEACHER, drawn_model
 
 SIDE, GRID = TINY_TEACHER.logits_size, TINY_TEACHER.grid_size
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    built = build_model(TINY_TEACHER).eval()
-    for parameter in built.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return built
+    return drawn_model(TINY_TEACHER)
 
 
 def prompts(count: int, *, batch: int = 1, mask: bool = False):

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import torch
+
 from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.config import FASTSAM3D_6L, SAM_MED3D_B, ModelConfig, PatchEncoderConfig
+from fastsam3d.model.registry import build_model
 
 TINY_TEACHER = replace(
     SAM_MED3D_B,
@@ -25,6 +28,15 @@ TINY_STUDENT = replace(
     out_dim=48,
     patch=PatchEncoderConfig(num_attention_free_blocks=2, residual_after_norm=True),
 )
+
+
+def drawn_model(config: ModelConfig, seed: int = 0):
+    """Return a model in evaluation mode whose every weight is drawn alike, norms and all."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def tiny_card(config: ModelConfig = TINY_TEACHER, **changes: object) -> WeightsCard:

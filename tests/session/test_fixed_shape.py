@@ -16,7 +16,7 @@ from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from fastsam3d.session.predictor import EncodedRoi, Predictor, RoiPrompts
-from tests.model.tiny import TINY_STUDENT, TINY_TEACHER
+from tests.model.tiny import TINY_STUDENT, TINY_TEACHER, drawn_model
 from tests.session.test_engine import TOY
 
 # What a CPU can run: the same buffers and padding, without compiling and without graphs.
@@ -37,10 +37,7 @@ ALL_CASES = [pytest.param(config, EAGER, id=config.name) for config in CONFIGS] 
 
 
 def make(config, options: FixedShapeConfig = EAGER):
-    torch.manual_seed(3)
-    model = build_model(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = drawn_model(config, seed=3)
     return model, FixedShapeEngine(model, options)
 
 

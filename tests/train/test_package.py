@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastsam3d.model.card import WeightsCard
 from fastsam3d.model.checkpoint import load_state
 from fastsam3d.model.config import MODEL_CONFIGS
 from fastsam3d.model.registry import load_model
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.loop import Trainer
+from fastsam3d.train.overrides import override
 from fastsam3d.train.package import main, package
 from tests.train.toy import TOY, toy_case, toy_model
 
@@ -78,37 +81,35 @@ def test_card_lists_sources_with_licences_and_the_architecture(
     assert (card.quantisation, card.notes) == ("none", "a toy")
 
 
-def test_card_says_how_many_points_of_a_scribble_the_run_trained_at_once(
+@pytest.fixture
+def card_of(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Callable[..., WeightsCard]:
+    """Return what packages a run that has ended before its first step, by its settings."""
     monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
     facts = {"data_sha256": hashlib.sha256(pack.read_bytes()).hexdigest()}
     bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
-    for share, points in ((0.0, 1), (0.1, 5)):
-        config = replace(recipe("debug"), model="toy")
-        config = replace(config, prompts=replace(config.prompts, share_scribble=share))
+
+    def make(*settings: str, start: WeightsCard | None = None) -> WeightsCard:
+        config = override(replace(recipe("debug"), model="toy"), settings)
         Trainer(toy_model(), bank, config, output=tmp_path, facts=facts).export()
-        card = package(tmp_path, tmp_path / "w.safetensors", pack=pack)
+        return package(tmp_path, tmp_path / "w.safetensors", pack=pack, start=start)
+
+    return make
+
+
+def test_card_says_how_many_points_of_a_scribble_the_run_trained_at_once(card_of) -> None:
+    for share, points in ((0.0, 1), (0.1, 5)):
+        card = card_of(f"prompts.share_scribble={share}")
         assert card.preprocessing.scribble_points == points
 
 
-def test_card_asks_for_ct_windows_where_the_run_has_shown_them(
-    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(MODEL_CONFIGS, "toy", replace(TOY, name="toy"))
-    facts = {"data_sha256": hashlib.sha256(pack.read_bytes()).hexdigest()}
-    bank = TrainingBank([toy_case(2, has_image=False)], device="cpu")
-    start = None
-    for share, window in ((0.35, 150.0), (0.0, None)):
-        config = replace(recipe("debug"), model="toy")
-        degrade = replace(config.generator.degrade, share_window=share)
-        config = replace(config, generator=replace(config.generator, degrade=degrade))
-        Trainer(toy_model(), bank, config, output=tmp_path, facts=facts).export()
-        card = package(tmp_path, tmp_path / "w.safetensors", pack=pack)
-        assert card.preprocessing.ct_window_hu == window
-        start = start or card
-    tuned = package(tmp_path, tmp_path / "w.safetensors", pack=pack, start=start)
-    assert tuned.preprocessing.ct_window_hu == 150.0
+def test_card_asks_for_ct_windows_where_the_run_has_shown_them(card_of) -> None:
+    shown = card_of("generator.degrade.share_window=0.35")
+    hidden = "generator.degrade.share_window=0.0"
+    assert shown.preprocessing.ct_window_hu == 150.0
+    assert card_of(hidden).preprocessing.ct_window_hu is None
+    assert card_of(hidden, start=shown).preprocessing.ct_window_hu == 150.0
 
 
 def test_fine_tuned_weights_keep_the_sources_and_spacings_that_they_began_with(

@@ -89,13 +89,13 @@ class GridNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is GroupNorm's
         """Return (B, C, I, J, K) normalised over each group of channels."""
-        # The library's own turns grids round on a GPU. Not compiled it is the faster one still.
-        if is_recorded() and torch.compiler.is_compiling():
+        if not _is_in_onnx_export():
+            if not torch.compiler.is_compiling():
+                return super().forward(input)
+            # The library's own turns grids round on a GPU. Not compiled it is the faster one still.
             return channels_last.group_norm(
                 input, self.num_groups, self.weight, self.bias, self.eps
             )
-        if not _is_in_onnx_export():
-            return super().forward(input)
         # Runtimes add up whole grids in float32 too; means of means keep the digits.
         batch, _, side, *plane = input.shape
         runs = input.reshape(batch, self.num_groups, -1, plane[0] * plane[1])
