@@ -36,8 +36,12 @@ from fastsam3d.eval.cases import load_cases
 from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.preprocess.pipeline import prepare_rois
 from fastsam3d.preprocess.roi import Roi
+from fastsam3d.session.fixed_replay import Replay
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 
+FUSED = {"has_row_decoder": True, "has_layout_search": False}
+JOINT = {**FUSED, "has_joint_projections": True}
+ENCODER = {"has_folded_bias": True, "has_product_gelu": True}
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
@@ -56,6 +60,16 @@ MODES: dict[str, dict[str, Any]] = {
         "has_joint_projections": True,
         "has_row_decoder": True,
         "has_layout_search": False,
+    },
+    "fused-mask": {**JOINT, "has_mask_kernel": True},
+    "fused-encoder": {**JOINT, **ENCODER},
+    "kernels": {**FUSED, **ENCODER, "has_row_kernels": True, "has_mask_kernel": True},
+    "kernels-autotune": {
+        **FUSED,
+        **ENCODER,
+        "has_row_kernels": True,
+        "has_mask_kernel": True,
+        "compile_mode": "max-autotune-no-cudagraphs",
     },
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
 }
@@ -241,7 +255,7 @@ class Checked:
         def both() -> None:
             engine.answer(engine.encode_image(host), **first)
 
-        graphs = {"encode": engine._encoder, **{str(k): d for k, d in engine._decoders.items()}}
+        graphs = {"encode": engine._encoders[1][1], **{str(k): d for k, d in engine._decoders.items()}}
         return {
             "encode": timed(lambda: engine.encode_image(image)),
             "click": timed(lambda: engine.answer(embedding, **later)),
@@ -271,7 +285,10 @@ class Checked:
 
     @torch.inference_mode()
     def trunk(self, limits: dict[str, float]) -> dict[str, Any]:
-        """Time the trunk's blocks on a batch, each compiled, as a share of the GEMM ceiling."""
+        """Time the trunk on a batch as a share of the GEMM ceiling.
+
+        Once with each block compiled and called by Python, once as one compiled graph, replayed.
+        """
         encoder = next(self.engine._model.model.children())
         config = self.model.config
         grid, width = config.grid_size, config.embed_dim
@@ -286,11 +303,7 @@ class Checked:
         compiled = [torch.compile(block, dynamic=False, mode=mode) for block in blocks]
 
         def run(these: Any = compiled) -> torch.Tensor:
-            y = x
-            with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                for block in these:
-                    y = block(y, *tables)
-            return y
+            return run_all(x, these, tables)
 
         own = next(self.model.children())
         with FlopCounterMode(display=False) as counter:
@@ -299,12 +312,21 @@ class Checked:
                 y = block(y, *tables)
         ms = on_device(run, 20)
         rate = counter.get_total_flops() / ms / 1e9
+        whole = Replay(
+            lambda x: (run_all(x, blocks, tables),), {"x": x}, compile_mode=mode, is_captured=True
+        )
+        replayed_ms = on_device(whole.run, 20)
+        replayed_rate = counter.get_total_flops() / replayed_ms / 1e9
         return {
             "batch": BATCH,
             "ms": ms,
             "eager_ms": on_device(lambda: run(blocks), 20),
             "tflops": rate,
             "share_of_gemm": rate / limits["gemm_tflops"],
+            "replayed_ms": replayed_ms,
+            "replayed_tflops": replayed_rate,
+            "replayed_share_of_gemm": replayed_rate / limits["gemm_tflops"],
+            "replayed_kernels": _profile(whole.run),
         }
 
     @torch.inference_mode()
@@ -344,6 +366,14 @@ class Checked:
         logits, _ = runner.decode_masks(embedding, points[:, :1], labels[:, :1])
         logits, _ = runner.decode_masks(embedding, points, labels, mask_logits=logits)
         return logits
+
+
+def run_all(x: torch.Tensor, blocks: Any, tables: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return tokens after all blocks, in the engine's precision."""
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        for block in blocks:
+            x = block(x, *tables)
+    return x
 
 
 def _profile(work: Callable[[], Any], repeats: int = 5) -> dict[str, Any]:

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def both_paths(size: int, extent: int, dim: int, device: str, dtype: torch.dtype):
+def both_paths(
+    size: int, extent: int, dim: int, device: str, dtype: torch.dtype, *, is_folded: bool = False
+):
     torch.manual_seed(0)
     attention = WindowAttention(dim, num_heads=2, extent=extent, path="fast").to(device)
     for name, parameter in attention.named_parameters():
@@ -31,8 +33,10 @@ def both_paths(size: int, extent: int, dim: int, device: str, dtype: torch.dtype
     with torch.inference_mode():
         expected = attention(x)
         attention.fix(size, dtype)
-        attention.qkv.to(dtype)
-        attention.proj.to(dtype)
+        if is_folded:
+            attention.fold(size)
+            assert (attention.folded is None) == (extent > size)
+        attention.to(dtype)
         attention.use_kernel()
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             return attention(x).float(), expected
@@ -51,18 +55,22 @@ def test_a_compiler_traces_it_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(HAS_GPU, reason="float32 is for the interpreter")
+@pytest.mark.parametrize("is_folded", [False, True])
 @pytest.mark.parametrize("extent", [4, 7])
-def test_the_kernel_equals_the_formed_bias(extent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_equals_the_formed_bias(
+    extent: int, is_folded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     monkeypatch.setattr(window_attention, "_serves", lambda _q, size: calls.append(size) or True)
-    found, expected = both_paths(4, extent, 32, "cpu", torch.float32)
+    found, expected = both_paths(4, extent, 32, "cpu", torch.float32, is_folded=is_folded)
     assert calls == [4]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+@pytest.mark.parametrize("is_folded", [False, True])
 @pytest.mark.parametrize("dim", [128, 256])
 @pytest.mark.parametrize("extent", [8, 14])
-def test_on_a_gpu_at_full_size(extent: int, dim: int) -> None:
-    found, expected = both_paths(8, extent, dim, "cuda", torch.bfloat16)
+def test_on_a_gpu_at_full_size(extent: int, dim: int, is_folded: bool) -> None:
+    found, expected = both_paths(8, extent, dim, "cuda", torch.bfloat16, is_folded=is_folded)
     assert (found - expected).norm() < 0.02 * expected.norm()

@@ -23,6 +23,14 @@ from tests.session.test_engine import TOY
 EAGER = FixedShapeConfig(dtype=torch.float32, is_compiled=False, is_captured=False, max_points=4)
 CONFIGS = [TOY, TINY_TEACHER, TINY_STUDENT]
 FUSED = replace(EAGER, has_joint_projections=True, has_row_decoder=True)
+KERNELS = replace(
+    EAGER,
+    has_row_decoder=True,
+    has_row_kernels=True,
+    has_mask_kernel=True,
+    has_folded_bias=True,
+    has_product_gelu=True,
+)
 # Of the official models one is enough: they differ in the encoder.
 FUSED_CASES = [
     pytest.param(config, options, id=f"{config.name}-{name}")
@@ -31,6 +39,8 @@ FUSED_CASES = [
         "joint": replace(EAGER, has_joint_projections=True),
         "rows": replace(EAGER, has_row_decoder=True),
         "fused": FUSED,
+        "row-kernels": KERNELS,
+        "row-kernels-alone": replace(EAGER, has_row_kernels=True),
     }.items()
 ]
 ALL_CASES = [pytest.param(config, EAGER, id=config.name) for config in CONFIGS] + FUSED_CASES
@@ -245,7 +255,16 @@ def test_reduced_precision_stays_near(config, options) -> None:
     assert (found - wanted).norm() < 0.1 * wanted.norm()
 
 
-@pytest.mark.parametrize(("config", "options"), [(TOY, EAGER), (TOY, FUSED), (TINY_STUDENT, FUSED)])
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (TOY, EAGER),
+        (TOY, FUSED),
+        (TINY_STUDENT, FUSED),
+        (TOY, KERNELS),
+        (TINY_STUDENT, KERNELS),
+    ],
+)
 def test_what_is_compiled_is_one_graph_and_right(
     config, options, monkeypatch: pytest.MonkeyPatch
 ) -> None:

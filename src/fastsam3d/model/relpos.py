@@ -98,6 +98,27 @@ def bias_terms(q_BHIJKD: Tensor, rows: TableRows) -> BiasTerms:
     )
 
 
+def unfolded_terms(products_BTH3W: Tensor, size: int) -> BiasTerms:
+    """Pick the bias terms from products of all queries and all rows of the tables.
+
+    Args:
+        products_BTH3W: Of T = N^3 queries and the tables along i, j and k; row n stands for the
+            offset n + 1 - N of query and key.
+        size: N, also the extent of the window.
+
+    Returns:
+        Terms of shape (B, H, N, N, N, N).
+    """
+    steps = torch.arange(size, device=products_BTH3W.device)
+    rows_NN = steps[:, None] - steps + size - 1
+    grid = products_BTH3W.unflatten(1, (size,) * 3).permute(5, 0, 4, 1, 2, 3, 6)
+    shape = [*grid.shape[1:-1], size]
+    places = (rows_NN.view(*(size if axis == n else 1 for axis in range(3)), size) for n in range(3))
+    return BiasTerms(
+        *(table.gather(-1, at.expand(shape)) for table, at in zip(grid, places, strict=True))
+    )
+
+
 def padding_constants(
     q_bias_HD: Tensor, tables: RelativeTables, num_queries: int
 ) -> PaddingConstants:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsam3d.model.config import AttentionPath
+from fastsam3d.model.fused_layers import joined, linear_of
 from fastsam3d.model.relpos import (
     BiasTerms,
     PaddingConstants,
@@ -29,6 +30,7 @@ from fastsam3d.model.relpos import (
     padding_bias,
     padding_constants,
     rows_of_tables,
+    unfolded_terms,
 )
 
 # Tensor cores want rows of 16 bytes; with 14 keys a slower product would be chosen.
@@ -47,6 +49,7 @@ class WindowAttention(nn.Module):
         num_heads: Attention heads.
         extent: Side of the window in tokens; larger than the grid means zero padding.
         has_kernel: The Triton kernel is taken where it serves, see `use_kernel`.
+        folded: Makes queries, keys, values and products of queries and tables in one, see `fold`.
     """
 
     def __init__(self, dim: int, *, num_heads: int, extent: int, path: AttentionPath) -> None:
@@ -62,6 +65,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self._fixed: tuple[TableRows, PaddingConstants | None] | None = None
         self.has_kernel = False
+        self.folded: nn.Linear | None = None
 
     @property
     def tables(self) -> RelativeTables:
@@ -87,6 +91,25 @@ class WindowAttention(nn.Module):
             # Registers the operator; not while a compiler traces the forward pass.
             import_module("fastsam3d.model.window_attention_kernel")
 
+    def fold(self, size: int) -> None:
+        """Join the tables with the projection of queries; weights must not change any more.
+
+        The products of queries and tables are then columns of the one product that makes queries,
+        keys and values. Padded windows are left as they are: their tables reach further.
+
+        Args:
+            size: Tokens per axis of all grids to come.
+        """
+        if self.extent != size:
+            return
+        spare = -self.tables.along_i.shape[0] % _ALIGNED_KEYS
+        rows_RD = torch.cat([F.pad(table, (0, 0, 0, spare)) for table in self.tables])
+        queries = linear_of(*(part.chunk(3)[0] for part in (self.qkv.weight, self.qkv.bias)))
+        weight = queries.weight.unflatten(0, (self.num_heads, -1))
+        bias = queries.bias.unflatten(0, (self.num_heads, -1))
+        products = linear_of((rows_RD @ weight).flatten(0, 1), (bias @ rows_RD.T).flatten())
+        self.folded = joined([self.qkv, products])
+
     def _constants(self, size: int) -> tuple[TableRows, PaddingConstants | None]:
         if self._fixed is not None:
             return self._fixed
@@ -100,6 +123,8 @@ class WindowAttention(nn.Module):
         """Mix the tokens of a cubic grid of side at most `extent`; same shape."""
         if self.path == "reference":
             return self.proj(self._attend_padded(x_BIJKC))
+        if self.folded is not None:
+            return self.proj(self._attend_folded(x_BIJKC, self.folded))
         return self.proj(self._attend_exact(x_BIJKC))
 
     def _project(self, x_BIJKC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,6 +163,21 @@ class WindowAttention(nn.Module):
             v = _append_token(v, v_bias)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return _join_heads(mixed).view(x_BIJKC.shape)
+
+    def _attend_folded(self, x_BIJKC: Tensor, folded: nn.Linear) -> Tensor:
+        batch, size, num_tokens = x_BIJKC.shape[0], x_BIJKC.shape[1], x_BIJKC.shape[1:4].numel()
+        found = folded(x_BIJKC.reshape(batch, num_tokens, -1))
+        qkv, products = found.tensor_split((self.qkv.out_features,), dim=-1)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        products_BTH3W = products.unflatten(-1, (self.num_heads, 3, -1))
+        if self.has_kernel and _serves(q, size):
+            attend = torch.ops.fastsam3d.folded_window_attention
+            return attend(q, k, v, products_BTH3W).view(x_BIJKC.shape)
+        bias = unfolded_terms(products_BTH3W, size).broadcast().reshape(*q.shape[:3], num_tokens)
+        return _join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)).view(
+            x_BIJKC.shape
+        )
 
     def _attend_in_kernel(
         self,

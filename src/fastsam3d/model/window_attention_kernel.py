@@ -22,58 +22,102 @@ from torch import Tensor
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity where two of them might be subtracted.
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
+_FEW_PROGRAMS = 128
+
+
+@triton.jit
+def _term(ptr, b, h, i, j, k, column, t_b, t_h, t_i, t_j, t_k):
+    """Return what the term of query (i, j, k) adds for the key's last index `column`."""
+    at = b * t_b + h * t_h + i * t_i + j * t_j + k * t_k + column
+    return tl.load(ptr + at).to(tl.float32)
 
 
 @triton.jit
 def _forward(
     q_ptr, k_ptr, v_ptr, own_ptr, i_ptr, j_ptr, virtual_ptr, k_pad_ptr, v_pad_ptr, out_ptr,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, H, scale,
-    N: tl.constexpr, D: tl.constexpr, E: tl.constexpr, HAS_PADDING: tl.constexpr,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    o_b, o_h, o_i, o_j, o_k, i_b, i_h, i_i, i_j, i_k, j_b, j_h, j_i, j_j, j_k, H, scale,
+    N: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, IS_FOLDED: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
 ):  # fmt: skip
     PLANE: tl.constexpr = N * N
     TOKENS: tl.constexpr = N * N * N
-    i = tl.program_id(0)
+    ROWS: tl.constexpr = PLANE // PARTS
+    i = tl.program_id(0) // PARTS
     b = (tl.program_id(1) // H).to(tl.int64)
     h = tl.program_id(1) % H
     slots = tl.arange(0, PLANE)
+    places = (tl.program_id(0) % PARTS) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, D)[None, :]
-    rows = i * PLANE + slots
+    rows = i * PLANE + places
     q = tl.load(q_ptr + b * q_b + h * q_h + rows[:, None] * q_t + d)
     k_ptr += b * k_b + h * k_h
     v_ptr += b * v_b + h * v_h
-    # A plane's key is (b, c) = (slots // N, slots % N), a plane's query (j, k) likewise.
-    terms = (b * H + h) * TOKENS * E
-    last = (slots % N)[None, :]
-    line = i * PLANE + (slots // N)[:, None] * N
-    own = tl.load(own_ptr + terms + rows[:, None] * E + last).to(tl.float32)
-    by_j = tl.load(j_ptr + terms + (line + (slots // N)[None, :]) * E + last).to(tl.float32)
+    # A plane's key is (b, c) = (slots // N, slots % N), a query (j, k) = (places // N, places % N).
+    j = (places // N)[:, None]
+    k = (places % N)[:, None]
+    key_b = (slots // N)[None, :]
+    key_c = (slots % N)[None, :]
+    if IS_FOLDED:  # tables lie side by side, and are read at the offset of the query
+        of_own = i + N - 1 - key_c
+        of_i = j + N - 1 - key_c
+        of_j = key_b + N - 1 - key_c
+    else:
+        of_own = key_c
+        of_i = key_c
+        of_j = key_c
+    own = _term(own_ptr, b, h, i, j, k, of_own, o_b, o_h, o_i, o_j, o_k)
+    by_j = _term(j_ptr, b, h, i, j, key_b, of_j, j_b, j_h, j_i, j_j, j_k)
     still = (own + by_j) * LOG2E
     if HAS_PADDING:
         k_pad = tl.load(k_pad_ptr + h * D + d).to(tl.float32)
         v_pad = tl.load(v_pad_ptr + h * D + d).to(tl.float32)
         virtual = tl.load(virtual_ptr + (b * H + h) * TOKENS + rows)
         top = (tl.sum(q.to(tl.float32) * k_pad, 1) * scale + virtual) * LOG2E
-        norm = tl.full([PLANE], 1.0, tl.float32)
-        mixed = tl.zeros([PLANE, D], tl.float32) + v_pad
+        norm = tl.full([ROWS], 1.0, tl.float32)
+        mixed = tl.zeros([ROWS, D], tl.float32) + v_pad
     else:
-        top = tl.full([PLANE], LOWEST, tl.float32)
-        norm = tl.zeros([PLANE], tl.float32)
-        mixed = tl.zeros([PLANE, D], tl.float32)
+        top = tl.full([ROWS], LOWEST, tl.float32)
+        norm = tl.zeros([ROWS], tl.float32)
+        mixed = tl.zeros([ROWS, D], tl.float32)
     for a in range(N):
         cols = (a * PLANE + slots)[:, None]
-        k = tl.load(k_ptr + cols * k_t + d)
-        v = tl.load(v_ptr + cols * v_t + d)
-        by_i = tl.load(i_ptr + terms + (line + a) * E + last).to(tl.float32)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
+        key = tl.load(k_ptr + cols * k_t + d)
+        value = tl.load(v_ptr + cols * v_t + d)
+        by_i = _term(i_ptr, b, h, i, j, a, of_i, i_b, i_h, i_i, i_j, i_k)
+        s = tl.dot(q, tl.trans(key), input_precision="ieee") * (scale * LOG2E)
         s += still + by_i * LOG2E
         higher = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
         fade = tl.exp2(top - higher)
         norm = norm * fade + tl.sum(p, 1)
-        mixed = mixed * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        mixed = mixed * fade[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
         top = higher
     at = (b * TOKENS + rows[:, None]) * H * D + h * D + d
     tl.store(out_ptr + at, (mixed / norm[:, None]).to(out_ptr.dtype.element_ty))
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor], padding: list[Tensor], *, is_folded: bool
+) -> Tensor:
+    """Run the kernel; each term is (B, H, N, N, N, columns), columns side by side."""
+    batch, heads, tokens, channels = q.shape
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    terms = [term if term.stride(5) == 1 else term.contiguous() for term in terms]
+    side = terms[0].shape[2]
+    out = torch.empty(batch, tokens, heads * channels, dtype=q.dtype, device=q.device)
+    virtual, k_pad, v_pad = (x.contiguous() for x in padding) if padding else (out, out, out)
+    strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
+    strides += [stride for term in terms for stride in term.stride()[:5]]
+    # One ROI alone would leave most of the device without work.
+    parts = 2 if side * side >= 64 and side * batch * heads < _FEW_PROGRAMS else 1
+    _forward[side * parts, batch * heads](
+        q, k, v, *terms, virtual, k_pad, v_pad, out, *strides, heads, channels**-0.5,
+        N=side, D=channels, PARTS=parts, IS_FOLDED=is_folded, HAS_PADDING=bool(padding),
+        # Of 128 channels four warps would not hold a tile of 64 rows.
+        num_warps=4 if channels <= 64 or parts > 1 else 8,
+    )  # fmt: skip
+    return out
 
 
 @torch.library.custom_op(
@@ -97,21 +141,37 @@ def window_attention(
     Returns:
         Mixed values of q's type, heads side by side: (B, T, H * D).
     """
-    batch, heads, tokens, channels = q.shape
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    terms = [term.contiguous() for term in terms]
-    side, extent = terms[0].shape[-2:]
-    out = torch.empty(batch, tokens, heads * channels, dtype=q.dtype, device=q.device)
-    virtual, k_pad, v_pad = (x.contiguous() for x in padding) if padding else (out, out, out)
-    strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
-    _forward[side, batch * heads](
-        q, k, v, *terms, virtual, k_pad, v_pad, out, *strides, heads, channels**-0.5,
-        N=side, D=channels, E=extent, HAS_PADDING=bool(padding),
-        num_warps=4 if channels <= 64 else 8,  # of 128 channels four would not hold a tile
-    )  # fmt: skip
-    return out
+    return _launch(q, k, v, terms, padding, is_folded=False)
 
 
 @window_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, terms: list[Tensor], padding: list[Tensor]) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
+
+
+@torch.library.custom_op(
+    "fastsam3d::folded_window_attention",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor products) -> Tensor",
+)
+def folded_window_attention(q: Tensor, k: Tensor, v: Tensor, products: Tensor) -> Tensor:
+    """Attend as `window_attention` without padding, with products of queries and whole tables.
+
+    Args:
+        q: As `window_attention`.
+        k: As `q`.
+        v: As `q`.
+        products: Of every query and every row of the tables along i, j and k, (B, T, H, 3, W), W at
+            least 2 N - 1; row n stands for the offset n + 1 - N of query and key.
+
+    Returns:
+        As `window_attention`.
+    """
+    side = round(q.shape[2] ** (1 / 3))
+    grid = products.unflatten(1, (side,) * 3).permute(0, 4, 1, 2, 3, 5, 6)
+    return _launch(q, k, v, list(grid.unbind(5)), [], is_folded=True)
+
+
+@folded_window_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, products: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])

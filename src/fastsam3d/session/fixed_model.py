@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastsam3d.model.config import DENSE
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.fused_attention import JointTwoWayLayer, JointTwoWayTransformer
 from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
@@ -18,16 +19,24 @@ from fastsam3d.model.fused_official import (
     PADDING_POINT,
     RowMaskDecoder,
 )
+from fastsam3d.model.fused_tokens import (
+    GeluLinear,
+    RowTrunkBlock,
+    RowTwoWayLayer,
+    RowTwoWayTransformer,
+)
 from fastsam3d.model.hr import HighResSam3D, previous_mask_map
+from fastsam3d.model.layers import FeedForward
 from fastsam3d.model.prompt_encoder import append_box_centres
+from fastsam3d.model.row_ops import RowHeads, RowLinear, load_kernels
 from fastsam3d.model.window_attention import WindowAttention
 from fastsam3d.session.fixed_prompts import slots_of
-from fastsam3d.session.mask_bits import pack_mask
+from fastsam3d.session.mask_bits import mask_packer
 
 if TYPE_CHECKING:
     from fastsam3d.model.config import ModelConfig
     from fastsam3d.model.hr_decoder import TwoWayLayer
-    from fastsam3d.model.hr_layers import PositionEncoding
+    from fastsam3d.model.hr_layers import PositionEncoding, TrunkBlock
     from fastsam3d.model.registry import Model
     from fastsam3d.model.sam_med3d import SamMed3D
     from fastsam3d.model.two_way import TwoWayTransformer3D
@@ -62,6 +71,8 @@ class FixedModel:
             _reduce_layers(self._rows, options.dtype)
         self._device = next(model.parameters()).device
         self._dtype, self._max_points = options.dtype, options.max_points
+        by_kernel = options.has_mask_kernel and self._device.type == "cuda"
+        self._pack_mask = mask_packer(self.config.image_size, by_kernel=by_kernel)
         if not self.is_own:
             with torch.inference_mode():
                 self._grid_position = cast("SamMed3D", self.model).prompt_encoder.encode_grid()
@@ -93,7 +104,7 @@ class FixedModel:
         logits, quality = logits.float(), quality.float()
         if multimask or len(logits) != 1:
             return logits, quality
-        return logits, quality, pack_mask(logits, quality, self.config.image_size)
+        return logits, quality, self._pack_mask(logits, quality, self.config.image_size)
 
     def decode_packed(
         self, parts: tuple[Tensor, ...], packed: Tensor, mask: Tensor | None, *, multimask: bool
@@ -155,22 +166,46 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
 
 @torch.no_grad()
 def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder | None:
-    """Join projections of a model that may be changed, and return what decodes in its place."""
+    """Join what may be joined in a model that may be changed, and return what decodes in its place."""
+    if options.has_row_kernels:
+        load_kernels()
     if isinstance(model, HighResSam3D):
-        decoder = model.decoder
-        if options.has_joint_projections:
-            decoder.layers = nn.ModuleList(
-                JointTwoWayLayer(cast("TwoWayLayer", layer)) for layer in decoder.layers
-            )
-        if not options.has_row_decoder:
-            return None
-        rows = RowHighResDecoder(decoder)
-        decoder.position = cast("PositionEncoding", RowPosition(decoder.position))
-        return rows
-    if options.has_joint_projections:
-        joint = JointTwoWayTransformer(model.mask_decoder.transformer)
-        model.mask_decoder.transformer = cast("TwoWayTransformer3D", joint)
+        return _fused_own(model, options)
+    if options.has_product_gelu:
+        for module in model.image_encoder.modules():
+            if isinstance(module, FeedForward):
+                module.lin1 = cast("nn.Linear", GeluLinear(module.lin1))
+                module.act = nn.Identity()
+    decoder = model.mask_decoder
+    if options.has_row_kernels:
+        position = model.prompt_encoder.encode_grid().flatten(2).transpose(1, 2)[0]
+        rows = RowTwoWayTransformer(decoder.transformer, position)
+        decoder.transformer = cast("TwoWayTransformer3D", rows)
+    elif options.has_joint_projections:
+        joint = JointTwoWayTransformer(decoder.transformer)
+        decoder.transformer = cast("TwoWayTransformer3D", joint)
     return RowMaskDecoder(model) if options.has_row_decoder else None
+
+
+def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDecoder | None:
+    decoder, trunk = model.decoder, model.encoder.trunk
+    layers = [cast("TwoWayLayer", layer) for layer in decoder.layers]
+    if options.has_row_kernels:
+        position = decoder.position(decoder.grid_position)[0]
+        decoder.layers = nn.ModuleList(RowTwoWayLayer(layer, position) for layer in layers)
+        if model.config.attention == DENSE:
+            waves = (decoder.rope_cos, decoder.rope_sin)
+            decoder.mix = cast("TrunkBlock", RowTrunkBlock(decoder.mix, waves))
+            waves = (trunk.rope_cos, trunk.rope_sin)
+            blocks = [cast("TrunkBlock", block) for block in trunk.blocks]
+            trunk.blocks = nn.ModuleList(RowTrunkBlock(block, waves) for block in blocks)
+    elif options.has_joint_projections:
+        decoder.layers = nn.ModuleList(JointTwoWayLayer(layer) for layer in layers)
+    if not options.has_row_decoder:
+        return None
+    rows = RowHighResDecoder(decoder)
+    decoder.position = cast("PositionEncoding", RowPosition(decoder.position))
+    return rows
 
 
 def _reduce(model: Model, options: FixedShapeConfig) -> None:
@@ -180,6 +215,8 @@ def _reduce(model: Model, options: FixedShapeConfig) -> None:
         if isinstance(module, WindowAttention):
             with torch.no_grad():  # while its tables are float32
                 module.fix(model.config.grid_size, options.dtype)
+                if options.has_folded_bias:
+                    module.fold(model.config.grid_size)
             if options.has_window_kernel:
                 module.use_kernel()
     _reduce_layers(model, options.dtype)
@@ -189,6 +226,8 @@ def _reduce_layers(root: nn.Module, dtype: torch.dtype) -> None:
     for module in root.modules():
         if isinstance(module, _MATRIX_LAYERS):
             module.to(dtype)
+        if isinstance(module, (RowLinear, RowHeads)):
+            module.reduce(dtype)
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             # Tensor cores read channels last; with other weights every input would be turned round.
             cast("Any", module).to(memory_format=torch.channels_last_3d)

@@ -79,16 +79,17 @@ class ClickBuffers:
         self, points: Tensor, labels: Tensor, boxes: Tensor | None, mask_logits: Tensor | None
     ) -> None:
         """Take one prompt set of at most N points; arguments as `decode_masks` has them."""
-        given = [part for part in (points, labels, boxes) if part is not None]
-        if all(part.device.type == "cpu" for part in given):
-            self._fill_from_host(points, labels, boxes)
-        else:
-            self._fill_on_device(points, labels, boxes)
+        # First what the device can do while the host is busy with the rest.
         if mask_logits is not None:
             self.mask_logits.copy_(mask_logits, non_blocking=True)
         elif self._is_mask_set:
             self.mask_logits.zero_()
         self._is_mask_set = mask_logits is not None
+        given = [part for part in (points, labels, boxes) if part is not None]
+        if all(part.device.type == "cpu" for part in given):
+            self._fill_from_host(points, labels, boxes)
+        else:
+            self._fill_on_device(points, labels, boxes)
 
     def _fill_from_host(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
         if self._copied is not None:

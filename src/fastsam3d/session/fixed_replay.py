@@ -47,6 +47,11 @@ class Replay:
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
 
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Where every run leaves its outputs; empty if nothing is captured."""
+        return () if self._graph is None else self._graph[1]
+
     def run(self) -> tuple[Tensor, ...]:
         """Return the outputs for what the buffers hold now; the next run overwrites them."""
         if self._graph is None:

@@ -47,6 +47,8 @@ class FixedShapeConfig:
             each product and convolution first, which takes several minutes.
         is_captured: Replay CUDA graphs; False runs the same buffers eagerly, on any device.
         max_points: Most points of one prompt set; more are left to the eager model.
+        batch_sizes: Numbers of ROIs that are encoded by a replay of their own, besides one; others
+            are run eagerly. Each takes the memory of such a batch for good.
         has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
             of forming it, where Triton and the shapes allow.
         has_layout_search: Let the compiler choose the layout of convolutions. What it knows is
@@ -56,6 +58,13 @@ class FixedShapeConfig:
         has_row_decoder: Decode on rows, channels last: convolutions whose kernel is their stride
             become products with blocks of voxels, heads are batched, and what does not change with
             a click is computed once.
+        has_row_kernels: Compute tokens by Triton kernels that norm, multiply, activate and add in
+            one launch, see `fastsam3d.model.row_kernels`; takes the place of joint projections.
+        has_mask_kernel: Pack masks by Triton kernels, where Triton and the size allow.
+        has_folded_bias: Multiply queries with the official position tables in the product that
+            makes the queries.
+        has_product_gelu: Compute GELU of the encoder's feed-forward parts with the product before;
+            on a GPU in its tanh form.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -63,10 +72,15 @@ class FixedShapeConfig:
     compile_mode: CompileMode = "default"
     is_captured: bool = True
     max_points: int = 16
+    batch_sizes: tuple[int, ...] = ()
     has_window_kernel: bool = True
     has_layout_search: bool = True
     has_joint_projections: bool = False
     has_row_decoder: bool = False
+    has_row_kernels: bool = False
+    has_mask_kernel: bool = False
+    has_folded_bias: bool = False
+    has_product_gelu: bool = False
 
 
 class _Kind(NamedTuple):
@@ -79,8 +93,8 @@ class _Kind(NamedTuple):
 class FixedShapeEngine:
     """Answers as the model does, one ROI and one prompt set at a time, by replay.
 
-    Batches, and prompt sets of more points than `FixedShapeConfig.max_points`, are run eagerly in
-    the same precision. Several sessions may share it: calls take turns, and what is returned
+    Batches, but for `FixedShapeConfig.batch_sizes`, and prompt sets of more points than
+    `FixedShapeConfig.max_points` are run eagerly in the same precision. Several sessions may share it: calls take turns, and what is returned
     belongs to the caller. Prompts travel in one copy, best from tensors in host memory.
 
     Args:
@@ -105,7 +119,6 @@ class FixedShapeEngine:
         self.prompt_device = torch.device("cpu")
         self._model = FixedModel(model, self.options)
         self._lock = threading.Lock()
-        self._image = torch.zeros(1, 1, *(model.config.image_size,) * 3, device=device)
         self._buffers = ClickBuffers(
             self.options.max_points,
             empty_label=self._model.empty_label,
@@ -113,7 +126,7 @@ class FixedShapeEngine:
             device=device,
         )
         self._on_host = _HostBuffer(packed_size(model.config.image_size), device)
-        self._encoder: Replay | None = None
+        self._encoders: dict[int, tuple[Tensor, Replay]] = {}
         self._decoders: dict[_Kind, Replay] = {}
         self._shared: tuple[Tensor, ...] = ()
         self._resident: ImageEmbedding | None = None
@@ -126,13 +139,16 @@ class FixedShapeEngine:
     def encode_image(self, image: Tensor) -> ImageEmbedding:
         """Embed ROIs, shape (B, 1, S, S, S)."""
         with self._lock, torch.inference_mode():
-            if len(image) != 1:
+            count = len(image)
+            if count != 1 and count not in self.options.batch_sizes:
                 return self._model.embedding(self._model.encode(image))
-            if self._encoder is None:
-                self._encoder = self._replay(self._model.encode, {"image": self._image})
-            self._image.copy_(image, non_blocking=True)
-            parts = self._encoder.run()
-            return self._model.embedding(tuple(part.clone() for part in parts))
+            buffer, encoder = self._encoder(count)
+            buffer.copy_(image, non_blocking=True)
+            parts = encoder.run()
+            embedding = self._model.embedding(tuple(part.clone() for part in parts))
+            if parts is self._shared:
+                self._resident = embedding
+            return embedding
 
     def decode_masks(
         self,
@@ -215,6 +231,18 @@ class FixedShapeEngine:
         self._make_resident(embedding)
         self._buffers.fill(points, labels, boxes, mask_logits)
         return decoder.run()
+
+    def _encoder(self, count: int) -> tuple[Tensor, Replay]:
+        """Return what encodes so many ROIs, and the buffer that it reads."""
+        if count not in self._encoders:
+            size = (self.config.image_size,) * 3
+            image = torch.zeros(count, 1, *size, device=self.device)
+            encoder = self._replay(self._model.encode, {"image": image})
+            self._encoders[count] = image, encoder
+            if count == 1 and not self._shared:
+                # The decoder reads where the encoder writes: a first click copies nothing.
+                self._shared = encoder.outputs
+        return self._encoders[count]
 
     def _decoder(self, embedding: ImageEmbedding, kind: _Kind) -> Replay:
         if not self._shared:

@@ -6,13 +6,17 @@ Shape legend: S side of the ROI, L side of the logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -48,6 +52,20 @@ class RoiAnswer:
 def packed_size(side: int) -> int:
     """Return how many bytes `pack_mask` makes of an ROI of `side` voxels per axis."""
     return side**3 // 8 + 2 * _NUM_ENDS + _QUALITY_BYTES
+
+
+def mask_packer(side: int, *, by_kernel: bool) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return `pack_mask`, or the Triton kernels that make the same bytes on a GPU.
+
+    Args:
+        side: S.
+        by_kernel: Prefer the kernels; they need Triton, and S a power of two.
+    """
+    if by_kernel and find_spec("triton") is not None:
+        kernel: Any = import_module("fastsam3d.session.mask_bits_kernel")
+        if kernel.serves(side):
+            return kernel.pack_mask_by_kernel
+    return pack_mask
 
 
 def pack_mask(logits: Tensor, quality: Tensor, side: int) -> Tensor:
@@ -114,8 +132,6 @@ def unpack_mask(logits: Tensor, packed: NDArray[np.uint8], side: int) -> RoiAnsw
     if low[0] >= high[0]:
         low, high = [0, 0, 0], [0, 0, 0]
     bounds = cast("Bounds", tuple(zip(low, high, strict=True)))
-    # Outside of the bounds all is zero, which need not be copied.
-    inside = tuple(slice(*bound) for bound in bounds[:2])
-    bits = np.zeros((side, side, side // 8), np.uint8)
-    bits[inside] = packed[: side**3 // 8].reshape(bits.shape)[inside]
+    # All of it: one run of bytes is copied in a fifth of the time that the rows of a box take.
+    bits = packed[: side**3 // 8].copy().reshape(side, side, side // 8)
     return RoiAnswer(bits, bounds, float(facts[2 * _NUM_ENDS :].view("<f4")[0]), logits)
