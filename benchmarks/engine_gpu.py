@@ -42,6 +42,13 @@ from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 FUSED = {"has_row_decoder": True, "has_layout_search": False}
 JOINT = {**FUSED, "has_joint_projections": True}
 ENCODER = {"has_folded_bias": True, "has_product_gelu": True}
+KERNELS: dict[str, Any] = {
+    **FUSED,
+    **ENCODER,
+    "has_row_kernels": True,
+    "has_finest_kernel": True,
+    "has_mask_kernel": True,
+}
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
@@ -62,15 +69,11 @@ MODES: dict[str, dict[str, Any]] = {
         "has_layout_search": False,
     },
     "fused-mask": {**JOINT, "has_mask_kernel": True},
+    "fused-finest": {**JOINT, "has_finest_kernel": True},
     "fused-encoder": {**JOINT, **ENCODER},
-    "kernels": {**FUSED, **ENCODER, "has_row_kernels": True, "has_mask_kernel": True},
-    "kernels-autotune": {
-        **FUSED,
-        **ENCODER,
-        "has_row_kernels": True,
-        "has_mask_kernel": True,
-        "compile_mode": "max-autotune-no-cudagraphs",
-    },
+    "fused-rows": {**FUSED, "has_row_kernels": True},
+    "kernels": KERNELS,
+    "kernels-autotune": {**KERNELS, "compile_mode": "max-autotune-no-cudagraphs"},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
 }
 BATCH = 16
@@ -129,7 +132,8 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
 class Checked:
     """One model with its engine."""
 
-    def __init__(self, name: str, mode: str) -> None:
+    def __init__(self, name: str, mode: str, *, has_candidates: bool = True) -> None:
+        self.has_candidates = has_candidates
         self.name, self.model = name, OwnContender(name, "cuda").module
         self.model.requires_grad_(requires_grad=False)
         self.engine = FixedShapeEngine(self.model, FixedShapeConfig(**MODES[mode]))
@@ -177,7 +181,9 @@ class Checked:
         rows: list[tuple[float, float, str]] = []
         counts = (1, 2, 5, 16, 17)
         for number, (count, box, has_mask, multimask) in enumerate(
-            itertools.product(counts, (False, True), (False, True), (False, True))
+            itertools.product(
+                counts, (False, True), (False, True), (False, True)[: 1 + self.has_candidates]
+            )
         ):
             wanted_image, found_image = embeddings[number % len(embeddings)]
             mask = torch.randn(1, 1, *(self.side,) * 3, device="cuda") if has_mask else None
@@ -255,7 +261,10 @@ class Checked:
         def both() -> None:
             engine.answer(engine.encode_image(host), **first)
 
-        graphs = {"encode": engine._encoders[1][1], **{str(k): d for k, d in engine._decoders.items()}}
+        graphs = {
+            "encode": engine._encoders[1][1],
+            **{str(k): d for k, d in engine._decoders.items()},
+        }
         return {
             "encode": timed(lambda: engine.encode_image(image)),
             "click": timed(lambda: engine.answer(embedding, **later)),
@@ -285,49 +294,44 @@ class Checked:
 
     @torch.inference_mode()
     def trunk(self, limits: dict[str, float]) -> dict[str, Any]:
-        """Time the trunk on a batch as a share of the GEMM ceiling.
+        """Time the trunk on a batch, compiled as a whole and replayed: a share of the ceiling."""
+        blocks, x, tables, flops = self._trunk()
+        whole = Replay(
+            lambda x: (run_all(x, blocks, tables),),
+            {"x": x},
+            compile_mode=self.engine.options.compile_mode,
+            is_captured=True,
+            has_layout_search=self.engine.options.has_layout_search,
+        )
+        found = share(on_device(whole.run, 20), flops, limits)
+        return {**found, "kernels": _profile(whole.run)}
 
-        Once with each block compiled and called by Python, once as one compiled graph, replayed.
-        """
-        encoder = next(self.engine._model.model.children())
+    @torch.inference_mode()
+    def blocks(self, limits: dict[str, float]) -> dict[str, Any]:
+        """Time the same with each block compiled and called by Python, and not compiled."""
+        blocks, x, tables, flops = self._trunk()
+        mode = self.engine.options.compile_mode
+        compiled = [torch.compile(block, dynamic=False, mode=mode) for block in blocks]
+        found = share(on_device(lambda: run_all(x, compiled, tables), 20), flops, limits)
+        return {**found, "eager_ms": on_device(lambda: run_all(x, blocks, tables), 20)}
+
+    def _trunk(self) -> tuple[Any, torch.Tensor, tuple[torch.Tensor, ...], int]:
+        """Return the engine's blocks, their input and tables, and FLOPs of the same in float32."""
+        encoder, own = next(self.engine._model.model.children()), next(self.model.children())
         config = self.model.config
         grid, width = config.grid_size, config.embed_dim
         x = torch.randn(BATCH, grid**3, width, device="cuda")
         tables: tuple[torch.Tensor, ...] = ()
         if config.family == "hr":
-            blocks = encoder.trunk.blocks
-            tables = (encoder.trunk.rope_cos, encoder.trunk.rope_sin)
+            encoder, own = encoder.trunk, own.trunk
+            tables = (encoder.rope_cos, encoder.rope_sin)
         else:
-            blocks, x = encoder.blocks, x.view(BATCH, grid, grid, grid, width)
-        mode = self.engine.options.compile_mode
-        compiled = [torch.compile(block, dynamic=False, mode=mode) for block in blocks]
-
-        def run(these: Any = compiled) -> torch.Tensor:
-            return run_all(x, these, tables)
-
-        own = next(self.model.children())
+            x = x.view(BATCH, grid, grid, grid, width)
         with FlopCounterMode(display=False) as counter:
             y = x
-            for block in own.trunk.blocks if config.family == "hr" else own.blocks:
+            for block in own.blocks:
                 y = block(y, *tables)
-        ms = on_device(run, 20)
-        rate = counter.get_total_flops() / ms / 1e9
-        whole = Replay(
-            lambda x: (run_all(x, blocks, tables),), {"x": x}, compile_mode=mode, is_captured=True
-        )
-        replayed_ms = on_device(whole.run, 20)
-        replayed_rate = counter.get_total_flops() / replayed_ms / 1e9
-        return {
-            "batch": BATCH,
-            "ms": ms,
-            "eager_ms": on_device(lambda: run(blocks), 20),
-            "tflops": rate,
-            "share_of_gemm": rate / limits["gemm_tflops"],
-            "replayed_ms": replayed_ms,
-            "replayed_tflops": replayed_rate,
-            "replayed_share_of_gemm": replayed_rate / limits["gemm_tflops"],
-            "replayed_kernels": _profile(whole.run),
-        }
+        return encoder.blocks, x, tables, counter.get_total_flops()
 
     @torch.inference_mode()
     def crops(self, pack: Path, count: int) -> dict[str, Any]:
@@ -376,6 +380,12 @@ def run_all(x: torch.Tensor, blocks: Any, tables: tuple[torch.Tensor, ...]) -> t
     return x
 
 
+def share(ms: float, flops: int, limits: dict[str, float]) -> dict[str, float]:
+    """Return a time, its rate, and that over the rate of a large product."""
+    rate = flops / ms / 1e9
+    return {"batch": BATCH, "ms": ms, "tflops": rate, "share_of_gemm": rate / limits["gemm_tflops"]}
+
+
 def _profile(work: Callable[[], Any], repeats: int = 5) -> dict[str, Any]:
     work()
     torch.cuda.synchronize()
@@ -406,6 +416,7 @@ def main() -> int:
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--steps", nargs="+", help="only these")
+    parser.add_argument("--single", action="store_true", help="parity without candidates")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -424,7 +435,7 @@ def main() -> int:
         name = model if len(options.mode) == 1 else f"{model}@{mode}"
         found: dict[str, Any] = {}
         result["models"][name] = found
-        checked = Checked(model, mode)
+        checked = Checked(model, mode, has_candidates=not options.single)
         steps: dict[str, Callable[[], Any]] = {
             "compile": checked.compile,
             "parity": checked.parity,
@@ -432,6 +443,7 @@ def main() -> int:
             "times": checked.times,
             "kernels": checked.kernels,
             "trunk": lambda checked=checked: checked.trunk(limits),
+            "blocks": lambda checked=checked: checked.blocks(limits),
         }
         if options.pack is not None:
             steps["crops"] = lambda checked=checked: checked.crops(options.pack, options.crops)

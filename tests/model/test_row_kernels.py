@@ -59,9 +59,7 @@ def test_a_product_of_rows(
     layer, norm = drawn(nn.Linear(inputs, outputs)), drawn(nn.LayerNorm(inputs))
     x = 3 + 2 * torch.randn(2, rows, inputs + 16, device=DEVICE)[..., :inputs]
     place = torch.randn(1, rows, inputs, device=DEVICE)
-    table, residual = (
-        torch.randn(size, rows, outputs, device=DEVICE) for size in (1, 2)
-    )
+    table, residual = (torch.randn(size, rows, outputs, device=DEVICE) for size in (1, 2))
     for has_norm, has_table, has_residual in product((False, True), repeat=3):
         linear = RowLinear(
             layer,
@@ -77,7 +75,9 @@ def test_a_product_of_rows(
             "place": place if has_norm else None,
             "residual": residual if has_residual else None,
         }
-        found, wanted = both_ways(lambda linear=linear, given=given: linear(x, **given), monkeypatch)
+        found, wanted = both_ways(
+            lambda linear=linear, given=given: linear(x, **given), monkeypatch
+        )
         for one, other in zip(found, wanted, strict=True):
             assert_near(one, other)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.registry import build_model
+from fastsam3d.session import fixed_shape
 from fastsam3d.session.fixed_prompts import ClickBuffers
+from fastsam3d.session.fixed_replay import Replay
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from fastsam3d.session.predictor import EncodedRoi, Predictor, RoiPrompts
@@ -180,6 +182,52 @@ def test_the_bits_of_an_answer_belong_to_the_caller() -> None:
     found = unpack_mask(torch.ones(1), packed, 8)
     packed[:] = 0
     assert found.mask.all()
+
+
+class StillReplay(Replay):
+    """Leaves its outputs where they are, as a captured graph does."""
+
+    _left: tuple[Tensor, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        if not self._left:
+            self._left = super().run()
+        return self._left
+
+    def run(self) -> tuple[Tensor, ...]:
+        for left, part in zip(self.outputs, super().run(), strict=True):
+            left.copy_(part)
+        return self._left
+
+
+@pytest.mark.parametrize("is_decoded_first", [False, True])
+def test_embeddings_stay_apart_where_the_decoder_reads_what_the_encoder_writes(
+    is_decoded_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_shape, "Replay", StillReplay)
+    model, engine = make(TOY)
+    images = torch.randn(3, 1, *(TOY.image_size,) * 3)
+    with torch.inference_mode():
+        expected = [model.encode_image(image[None]) for image in images]
+    given = some_prompts(TOY, 2, box=False, mask=True)
+    found: list[ImageEmbedding] = []
+    if is_decoded_first:
+        assert_equal_answers(model, engine, expected[0], expected[0], **given)
+    for number, image in enumerate(images):
+        found.append(engine.encode_image(image[None]))
+        for which in (number, 0):
+            assert_equal_answers(model, engine, expected[which], found[which], **given)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_batch_of_a_recorded_size_is_replayed_and_others_are_run(count: int) -> None:
+    model, engine = make(TOY, replace(EAGER, batch_sizes=(2,)))
+    images = torch.randn(count, 1, *(TOY.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(images).tokens
+    torch.testing.assert_close(engine.encode_image(images).tokens, expected, rtol=1e-4, atol=1e-4)
+    assert list(engine._encoders) == [2][: int(count == 2)]
 
 
 def test_a_failing_compiler_leaves_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def packed(logits: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from fastsam3d.session.mask_bits_kernel import pack_mask_by_kernel
-
+    kernel = importlib.import_module("fastsam3d.session.mask_bits_kernel")
     logits, quality = logits.to(DEVICE), torch.tensor([[0.8125, 0.5]], device=DEVICE)[:, :1]
-    return pack_mask_by_kernel(logits, quality, side), pack_mask(logits, quality, side)
+    return kernel.pack_mask_by_kernel(logits, quality, side), pack_mask(logits, quality, side)
 
 
 @pytest.mark.parametrize("source", [8, 32])

@@ -7,7 +7,9 @@ half-resolution grid, S side of the ROI.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,13 @@ class RowHighResDecoder(nn.Module):
         self.full_channels = decoder.full_channels
         quality, hyper = (_linears(head) for head in (decoder.quality, decoder.hyper))
         self.heads = HeadBatch([quality, *[hyper] * (NUM_MASKS - 1)], functional.gelu)
+        self._kernel: Any = None
+
+    def use_kernel(self) -> None:
+        """Take the Triton kernels of the finest stage where they serve."""
+        if find_spec("triton") is not None:
+            # Registers the operator; not while a compiler traces the forward pass.
+            self._kernel = import_module("fastsam3d.model.finest_kernel")
 
     def forward(
         self, parts: tuple[Tensor, ...], prompts: Prompts, *, multimask: bool
@@ -94,8 +103,10 @@ class RowHighResDecoder(nn.Module):
         x = _refined(self.res8, self.up8(rows.view(image.shape)) + skip8 + at8)
         x = _refined(self.res4, self.up4(x) + skip4 + at4)
         x = self.up2(x) + skip2 + self.pyramid.at_half(maps)
-        x = convolve(self.res2.conv, _voxel_norm(self.res2.norm, x)) + x
         weights, quality = self._weights(prompted, multimask=multimask)
+        if self._is_served(x) and not multimask:
+            return self._mask_by_kernel(x, full, weights), quality
+        x = convolve(self.res2.conv, _voxel_norm(self.res2.norm, x)) + x
         return self._masks(_voxel_norm(self.norm2, x), full, weights), quality
 
     def _attend(self, image_BTC: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -120,6 +131,26 @@ class RowHighResDecoder(nn.Module):
         asked = torch.cat([tokens[:, :1], tokens[:, 2 : 1 + NUM_MASKS]], dim=1)
         found = self.heads(self.norm_tokens(asked), slice(None))
         return found[:, 1:], found[:, 0, 1:NUM_MASKS]
+
+    def _is_served(self, x_BIJKC: Tensor) -> bool:
+        sizes = (self.fine_channels, self.full_channels)
+        return self._kernel is not None and self._kernel.serves(x_BIJKC, *sizes)
+
+    def _mask_by_kernel(self, x_BIJKC: Tensor, full_BIJKC: Tensor, weights: Tensor) -> Tensor:
+        conv, norm = self.res2.conv, cast("nn.LayerNorm", self.norm2)
+        normed = _voxel_norm(self.res2.norm, x_BIJKC).permute(0, 4, 1, 2, 3)
+        assert conv.bias is not None
+        return torch.ops.fastsam3d.finest_logits(
+            rows_of(functional.conv3d(normed, conv.weight, padding=1)),
+            x_BIJKC,
+            full_BIJKC,
+            conv.bias,
+            [norm.weight, norm.bias],
+            self.detail.weight,
+            self.detail.bias,
+            weights[0, 0, : self.fine_channels + self.full_channels + 1],
+            norm.eps,
+        )
 
     def _masks(self, half_BIJKC: Tensor, full_BIJKC: Tensor, weights: Tensor) -> Tensor:
         detail = functional.relu(project(self.detail, half_BIJKC) + full_BIJKC)

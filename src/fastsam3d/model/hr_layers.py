@@ -120,10 +120,11 @@ class TrunkBlock(nn.Module):
 
     def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         """Return tokens of the input's shape; `cos_TD`, `sin_TD` are the rotary tables."""
-        x_BTC = x_BTC + self.scale1 * self._attend(self.norm1(x_BTC), cos_TD, sin_TD)
+        x_BTC = x_BTC + self.scale1 * self.attended(self.norm1(x_BTC), cos_TD, sin_TD)
         return x_BTC + self.scale2 * self.fc2(activate(self.fc1(self.norm2(x_BTC))))
 
-    def _attend(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    def attended(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        """Return what attention makes of normalised tokens (B, T, C), before LayerScale."""
         batch, tokens, dim = x_BTC.shape
         qkv = self.qkv(x_BTC).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q_BHTD, k_BHTD, v_BHTD = qkv.unbind(0)

@@ -113,7 +113,9 @@ def unfolded_terms(products_BTH3W: Tensor, size: int) -> BiasTerms:
     rows_NN = steps[:, None] - steps + size - 1
     grid = products_BTH3W.unflatten(1, (size,) * 3).permute(5, 0, 4, 1, 2, 3, 6)
     shape = [*grid.shape[1:-1], size]
-    places = (rows_NN.view(*(size if axis == n else 1 for axis in range(3)), size) for n in range(3))
+    places = (
+        rows_NN.view(*(size if axis == n else 1 for axis in range(3)), size) for n in range(3)
+    )
     return BiasTerms(
         *(table.gather(-1, at.expand(shape)) for table, at in zip(grid, places, strict=True))
     )

@@ -10,7 +10,7 @@ Every result is added up in one order, so it is the same each time.
 Shape legend: B batch, R rows, K inputs, N outputs, T tokens, Q queries, H heads, D head dim.
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false
-# ruff: noqa: ARG001, PLR0912, PLR0913, PLR0917 - kernels take pointers and sizes one by one
+# ruff: noqa: ARG001, C901, PLR0913, PLR0917, SIM102 - kernels take pointers and sizes one by one
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from torch import Tensor
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity where two of them might be subtracted.
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
-# Below this many rows programs are narrow, so that there are enough of them to fill the device.
 _FEW_ROWS = 64
 _MOST_KEYS = 256  # of one step
 
@@ -42,7 +41,9 @@ def _gelu(x):
 
 
 @triton.jit
-def _whole_rows(x_ptr, gain_ptr, shift_ptr, rows, is_row, x_r, K: tl.constexpr, W: tl.constexpr, eps):
+def _whole_rows(
+    x_ptr, gain_ptr, shift_ptr, rows, is_row, x_r, K: tl.constexpr, W: tl.constexpr, eps
+):
     """Return normed rows, (rows, W) float32, filled up with zeros from K on."""
     k = tl.arange(0, W)
     is_k = (k < K)[None, :]
@@ -189,6 +190,20 @@ def _wide(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+def _plan(
+    count: int, inputs: int, outputs: int, *, has_norm: bool, has_place: bool
+) -> tuple[int, int, int]:
+    """Return rows and columns of a program, and its warps.
+
+    Few rows are shared among programs of few columns, so that there are enough to fill the device.
+    """
+    is_few = count <= _FEW_ROWS
+    block_n = 16 if is_few or has_place else 64
+    if has_norm:  # rows are held whole, in registers
+        return 32, block_n, 8 if inputs > 256 else 4
+    return 32 if is_few or outputs < 1024 else 64, block_n, 4
+
+
 @torch.library.custom_op(
     "fastsam3d::row_linear",
     mutates_args=(),
@@ -209,8 +224,8 @@ def row_linear(
     eps: float,
     placed: int,
     activation: int,
-    is_stream: bool,  # noqa: FBT001 - operators take their arguments by place
-    keeps: bool,  # noqa: FBT001
+    is_stream: bool,
+    keeps: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return what `fastsam3d.model.row_ops.reference_linear` returns.
 
@@ -237,16 +252,16 @@ def row_linear(
     places, tables, residuals = (
         part[0].contiguous() if part else bias for part in (place, table, residual)
     )
-    is_few = count <= _FEW_ROWS
-    block_n = 16 if is_few or place else 64
-    block_m = 32 if is_few or norm or outputs < 1024 else 64
+    block_m, block_n, num_warps = _plan(
+        count, inputs, outputs, has_norm=bool(norm), has_place=bool(place)
+    )
     _linear[triton.cdiv(outputs, block_n), triton.cdiv(count, block_m)](
         x, weight, bias, gain, shift, places, tables, residuals, out, kept, x.stride(0),
         count, outputs, placed, tables.shape[0], places.shape[0], eps,
         K=inputs, WHOLE=_wide(inputs), HAS_NORM=bool(norm), HAS_PLACE=bool(place),
         HAS_TABLE=bool(table), HAS_RESIDUAL=bool(residual), KEEPS=keeps, ACTIVATION=activation,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=_step(inputs),
-        num_warps=8 if norm and inputs > 512 else 4, num_stages=4,
+        num_warps=num_warps, num_stages=4,
     )  # fmt: skip
     return out, kept
 
@@ -263,8 +278,8 @@ def _(
     eps: float,
     placed: int,
     activation: int,
-    is_stream: bool,  # noqa: FBT001
-    keeps: bool,  # noqa: FBT001
+    is_stream: bool,
+    keeps: bool,
 ) -> tuple[Tensor, Tensor]:
     count, inputs = x.shape
     out = x.new_empty(count, weight.shape[0], dtype=torch.float32 if is_stream else weight.dtype)
@@ -312,7 +327,7 @@ def row_heads(
     _heads[3 * heads, triton.cdiv(count, block_m)](
         x, weight, bias, *norm, *head_norm, *waves, out, x.stride(0), count, waves[0].shape[0],
         eps, head_eps, K=inputs, WHOLE=_wide(inputs), H=heads, D=width,
-        BLOCK_M=block_m, BLOCK_D=_wide(width), num_warps=8 if inputs > 512 else 4,
+        BLOCK_M=block_m, BLOCK_D=_wide(width), num_warps=8 if inputs > 256 else 4,
     )  # fmt: skip
     return out
 

@@ -1,7 +1,7 @@
 """Few rows through a norm, a product and what follows, and attention among them.
 
-The functions here are what is meant; where a Triton kernel serves (`fastsam3d.model.row_kernels`) it
-computes the same in one launch.
+The functions here are what is meant; where a Triton kernel serves, it computes the same in one
+launch, see `fastsam3d.model.row_kernels`.
 
 Shape legend: R rows, K inputs, N outputs, P places, B batch, Q queries, T tokens, H heads, D head
 dim.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class RowLinear(nn.Module):
         return fits and _is_served(rows, self.weight.dtype)
 
 
-def reference_linear(
+def reference_linear(  # noqa: PLR0913, PLR0917 - arguments of the operator
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -141,7 +141,7 @@ def reference_linear(
     """Return what `RowLinear` is, part by part; arguments as `row_kernels.row_linear`."""
     kept = x.new_empty(0, dtype=torch.float32)
     if norm:
-        x = functional.layer_norm(x.float(), x.shape[-1:], *norm, eps)
+        x = functional.layer_norm(x.float(), x.shape[-1:], norm[0], norm[1], eps)
         kept = x if keeps else kept
     found = functional.linear(x.to(weight.dtype), weight)
     if place:
@@ -234,7 +234,7 @@ class RowHeads(nn.Module):
         return q, k, v
 
 
-def reference_heads(
+def reference_heads(  # noqa: PLR0913, PLR0917 - arguments of the operator
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -246,7 +246,7 @@ def reference_heads(
     heads: int,
 ) -> Tensor:
     """Return what `RowHeads` is, part by part; arguments as `row_kernels.row_heads`."""
-    x = functional.layer_norm(x.float(), x.shape[-1:], *norm, eps)
+    x = functional.layer_norm(x.float(), x.shape[-1:], norm[0], norm[1], eps)
     found = functional.linear(x.to(weight.dtype), weight, bias.to(weight.dtype))
     parts = unflatten(found, 1, (3, heads, -1))
     both = parts[:, :2].float()

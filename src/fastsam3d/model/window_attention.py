@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsam3d.model.config import AttentionPath
-from fastsam3d.model.fused_layers import joined, linear_of
+from fastsam3d.model.fused_layers import joined, linear_of, unflatten
 from fastsam3d.model.relpos import (
     BiasTerms,
     PaddingConstants,
@@ -105,8 +105,8 @@ class WindowAttention(nn.Module):
         spare = -self.tables.along_i.shape[0] % _ALIGNED_KEYS
         rows_RD = torch.cat([F.pad(table, (0, 0, 0, spare)) for table in self.tables])
         queries = linear_of(*(part.chunk(3)[0] for part in (self.qkv.weight, self.qkv.bias)))
-        weight = queries.weight.unflatten(0, (self.num_heads, -1))
-        bias = queries.bias.unflatten(0, (self.num_heads, -1))
+        weight = unflatten(queries.weight, 0, (self.num_heads, -1))
+        bias = unflatten(queries.bias, 0, (self.num_heads, -1))
         products = linear_of((rows_RD @ weight).flatten(0, 1), (bias @ rows_RD.T).flatten())
         self.folded = joined([self.qkv, products])
 

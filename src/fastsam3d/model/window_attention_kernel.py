@@ -10,7 +10,7 @@ Shape legend: B batch, H heads, T tokens of the grid, D head dim, E extent of th
 Source: tiled softmax, FlashAttention (arXiv 2307.08691).
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false
-# ruff: noqa: ARG001, PLR0913, PLR0917 - kernels take pointers and sizes one by one
+# ruff: noqa: ARG001, PLR0915, PLR0913, PLR0917 - kernels take pointers and sizes one by one
 
 from __future__ import annotations
 

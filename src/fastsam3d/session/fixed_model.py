@@ -166,7 +166,7 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
 
 @torch.no_grad()
 def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder | None:
-    """Join what may be joined in a model that may be changed, and return what decodes in its place."""
+    """Join parts of a model that may be changed, and return what decodes in its place."""
     if options.has_row_kernels:
         load_kernels()
     if isinstance(model, HighResSam3D):
@@ -204,6 +204,8 @@ def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDeco
     if not options.has_row_decoder:
         return None
     rows = RowHighResDecoder(decoder)
+    if options.has_finest_kernel:
+        rows.use_kernel()
     decoder.position = cast("PositionEncoding", RowPosition(decoder.position))
     return rows
 

@@ -60,6 +60,7 @@ class FixedShapeConfig:
             a click is computed once.
         has_row_kernels: Compute tokens by Triton kernels that norm, multiply, activate and add in
             one launch, see `fastsam3d.model.row_kernels`; takes the place of joint projections.
+        has_finest_kernel: Finish one mask by Triton kernels in the row decoder of our own variants.
         has_mask_kernel: Pack masks by Triton kernels, where Triton and the size allow.
         has_folded_bias: Multiply queries with the official position tables in the product that
             makes the queries.
@@ -78,6 +79,7 @@ class FixedShapeConfig:
     has_joint_projections: bool = False
     has_row_decoder: bool = False
     has_row_kernels: bool = False
+    has_finest_kernel: bool = False
     has_mask_kernel: bool = False
     has_folded_bias: bool = False
     has_product_gelu: bool = False
@@ -94,8 +96,9 @@ class FixedShapeEngine:
     """Answers as the model does, one ROI and one prompt set at a time, by replay.
 
     Batches, but for `FixedShapeConfig.batch_sizes`, and prompt sets of more points than
-    `FixedShapeConfig.max_points` are run eagerly in the same precision. Several sessions may share it: calls take turns, and what is returned
-    belongs to the caller. Prompts travel in one copy, best from tensors in host memory.
+    `FixedShapeConfig.max_points` are run eagerly in the same precision. Several sessions may share
+    it: calls take turns, and what is returned belongs to the caller. Prompts travel in one copy,
+    best from tensors in host memory.
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.

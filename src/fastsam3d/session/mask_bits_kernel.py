@@ -4,7 +4,7 @@ The first interpolates, thresholds, packs and bounds a few rows of one plane at 
 puts the bounds of all together. Both orders are fixed, so bytes are the same each time.
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false
-# ruff: noqa: ARG001, PLR0913, PLR0917 - kernels take pointers and sizes one by one
+# ruff: noqa: ARG001 - kernels take pointers and sizes one by one
 
 from __future__ import annotations
 
