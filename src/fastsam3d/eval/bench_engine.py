@@ -47,9 +47,10 @@ class EngineContender(DecodingContender):
             config = replace(config, is_compiled=False, is_captured=False)
         self.engine = FixedShapeEngine(self.module, config)
         self.dtype = self.engine.options.dtype
+        self.prompt_device: torch.device | None = self.engine.prompt_device
         image = phantom_roi(self.image_size).to(device)
-        points = torch.full((1, 1, 3), self.image_size / 2, device=device)
-        labels = torch.ones(1, 1, device=device)
+        points = torch.full((1, 1, 3), self.image_size / 2)
+        labels = torch.ones(1, 1)
         embedding = self.encode(image)
         logits, _ = self.click(embedding, points, labels, None)
         self.click(embedding, points, labels, logits)

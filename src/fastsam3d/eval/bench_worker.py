@@ -83,6 +83,8 @@ class Contender(Protocol):
     image_size: int
     weights: str
     dtype: torch.dtype
+    prompt_device: torch.device | None
+    """Where a session would hand over prompts; None for the device itself."""
 
     @property
     def module(self) -> torch.nn.Module:
@@ -115,6 +117,7 @@ class DecodingContender:
 
     image_size: int
     dtype = torch.float32
+    prompt_device: torch.device | None = None
 
     def counted(self) -> Any:
         """Return what makes the same answer by calls that can be counted."""
@@ -196,8 +199,10 @@ class Bench:
         size = contender.image_size
         self._image = phantom_roi(size)
         steps = torch.arange(CLICKS_PER_PASS + 1, device=self.device, dtype=torch.float32)
-        self._points = (size // 2 + steps)[None, :, None].expand(1, -1, 3).contiguous()
-        self._labels = torch.ones(1, CLICKS_PER_PASS + 1, device=self.device)
+        points = (size // 2 + steps)[None, :, None].expand(1, -1, 3).contiguous()
+        labels = torch.ones(1, CLICKS_PER_PASS + 1, device=self.device)
+        at = contender.prompt_device or self.device
+        self._points, self._labels = points.to(at), labels.to(at)
         self._peak_bytes: int | None = None
 
     @cached_property
@@ -248,8 +253,8 @@ class Bench:
             # The counter sees calls of torch, not what a graph replays.
             counted = self.contender.counted()
             embedding, encode_flops = _count_flops(lambda: counted.encode(image))
-            logits = counted.decode(embedding, self._points[:, :1], self._labels[:, :1], None)
-            points, labels = self._points[:, :2], self._labels[:, :2]
+            points, labels = (part[:, :2].to(self.device) for part in (self._points, self._labels))
+            logits = counted.decode(embedding, points[:, :1], labels[:, :1], None)
             _, click_flops = _count_flops(lambda: counted.decode(embedding, points, labels, logits))
         moved = self._moved_bytes(embedding, logits)
         return {

@@ -234,7 +234,7 @@ class RowTrunkBlock(nn.Module):
         x_BTC = x_BTC.float()
         if x_BTC.shape[:2].numel() > _MOST_ROWS:
             block = self.block
-            mixed = block._attend(block.norm1(x_BTC), cos_TD, sin_TD)
+            mixed = block.attended(block.norm1(x_BTC), cos_TD, sin_TD)
             x_BTC = x_BTC + block.scale1 * mixed
             hidden = self.hidden(block.norm2(x_BTC))
             return x_BTC + block.scale2 * project(block.fc2, hidden)

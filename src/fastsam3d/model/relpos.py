@@ -111,8 +111,10 @@ def unfolded_terms(products_BTH3W: Tensor, size: int) -> BiasTerms:
     """
     steps = torch.arange(size, device=products_BTH3W.device)
     rows_NN = steps[:, None] - steps + size - 1
-    grid = products_BTH3W.unflatten(1, (size,) * 3).permute(5, 0, 4, 1, 2, 3, 6)
-    shape = [*grid.shape[1:-1], size]
+    batch, _, heads, _, width = products_BTH3W.shape
+    grid = products_BTH3W.reshape(batch, size, size, size, heads, 3, width)
+    grid = grid.permute(5, 0, 4, 1, 2, 3, 6)
+    shape = (batch, heads, *(size,) * 4)
     places = (
         rows_NN.view(*(size if axis == n else 1 for axis in range(3)), size) for n in range(3)
     )
