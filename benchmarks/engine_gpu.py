@@ -403,7 +403,7 @@ def _profile(work: Callable[[], Any], repeats: int = 5) -> dict[str, Any]:
     return {
         "kernel_us": sum(row[0] for row in rows),
         "launches": sum(row[1] for row in rows),
-        "top": [[round(us, 1), count, key[:110]] for us, count, key in rows[:15]],
+        "top": [[round(us, 1), count, key[:110]] for us, count, key in rows[:24]],
     }
 
 

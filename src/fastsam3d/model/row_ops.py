@@ -26,6 +26,7 @@ _HAS_TRITON = find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _MOST_WHOLE = 512  # inputs that a program can hold to norm them
 _MOST_DEPTH = 128
+_ALIGNED = 16  # inputs of one step, and the fewest outputs of one program
 
 
 def load_kernels() -> bool:
@@ -119,7 +120,7 @@ class RowLinear(nn.Module):
 
     def _serves(self, rows: Tensor) -> bool:
         inputs, outputs = self.weight.shape[1], self.weight.shape[0]
-        fits = inputs % 16 == 0 and outputs % 16 == 0
+        fits = all(size % _ALIGNED == 0 for size in (inputs, outputs, self.placed))
         fits &= not self.has_norm or inputs <= _MOST_WHOLE
         return fits and _is_served(rows, self.weight.dtype)
 
