@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from fastsam3d.model import row_ops
+from fastsam3d.model.fused_tokens import RowTwoWayTransformer
 from fastsam3d.model.row_ops import RowHeads, RowLinear, row_attention
+from fastsam3d.model.two_way import TwoWayTransformer3D
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -108,3 +110,22 @@ def test_attention(
     bias = torch.where(torch.rand(2, tokens, device=DEVICE) < 0.3, -1e4, 0.0) if has_bias else None
     found, wanted = both_ways(lambda: row_attention(q, k, v, 2, bias), monkeypatch)
     assert_near(found, wanted)
+
+
+def test_the_official_transformer_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    transformer = TwoWayTransformer3D(96).to(DEVICE).eval().requires_grad_(requires_grad=False)
+    tokens, image = (torch.randn(1, count, 96, device=DEVICE) for count in (24, 70))
+    position = torch.randn(1, 70, 96, device=DEVICE)
+    bias = torch.where(torch.arange(24, device=DEVICE) > 20, -1e4, 0.0)[None]
+    rows = RowTwoWayTransformer(transformer, position[0])
+    for module in rows.modules():
+        if isinstance(module, RowLinear):
+            module.reduce(DTYPE)
+    given = (tokens, image, position, bias)
+    by_kernels, by_references = both_ways(lambda: rows(*given), monkeypatch)
+    with torch.inference_mode():
+        readable = transformer(*given)
+    for found, other, wanted in zip(by_kernels, by_references, readable, strict=True):
+        assert_near(found, other)
+        assert_near(found, wanted)
