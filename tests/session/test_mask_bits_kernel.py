@@ -27,7 +27,7 @@ def packed(logits: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]
     return kernel.pack_mask_by_kernel(logits, quality, side), pack_mask(logits, quality, side)
 
 
-@pytest.mark.parametrize("source", [8, 32])
+@pytest.mark.parametrize("source", [4, 8, 16, 32])
 def test_bytes_of_any_mask(source: int) -> None:
     torch.manual_seed(2)
     logits = torch.randn(1, 1, source, source, source)

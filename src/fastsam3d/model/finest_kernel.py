@@ -65,8 +65,12 @@ def _near(at, HALF: tl.constexpr):
 
 
 @triton.jit
-def _between(line_ptr, low, high, part):
-    return tl.load(line_ptr + low) * (1 - part) + tl.load(line_ptr + high) * part
+def _columns(near_ptr, far_ptr, low_j, high_j, part_i, part_j, m, HALF: tl.constexpr):
+    """Return what lies between two planes and their lines at voxels m along the last axis."""
+    low, high = low_j * HALF + m, high_j * HALF + m
+    near = tl.load(near_ptr + low) * (1 - part_j) + tl.load(near_ptr + high) * part_j
+    far = tl.load(far_ptr + low) * (1 - part_j) + tl.load(far_ptr + high) * part_j
+    return near * (1 - part_i) + far * part_i
 
 
 @triton.jit
@@ -76,19 +80,20 @@ def _place(rough_ptr, blocks_ptr, offset_ptr, out_ptr, HALF: tl.constexpr, LINES
     i = tl.program_id(0)
     j = (tl.program_id(1) * LINES + tl.arange(0, LINES))[:, None]
     k = tl.arange(0, SIDE)[None, :]
+    # Voxels of a block lie side by side along the last axis, as they do in the mask.
+    corner = (i % 2) * 2 + j % 2
+    fine = tl.load(blocks_ptr + corner * (2 * R) + ((i // 2) * HALF + j // 2) * SIDE + k)
+    m = tl.arange(0, HALF)[None, :]
     low_i, high_i, part_i = _near(i, HALF)
     low_j, high_j, part_j = _near(j, HALF)
-    low_k, high_k, part_k = _near(k, HALF)
     near_ptr = rough_ptr + low_i * HALF * HALF
     far_ptr = rough_ptr + high_i * HALF * HALF
-    near = _between(near_ptr + low_j * HALF, low_k, high_k, part_k) * (1 - part_j)
-    near += _between(near_ptr + high_j * HALF, low_k, high_k, part_k) * part_j
-    far = _between(far_ptr + low_j * HALF, low_k, high_k, part_k) * (1 - part_j)
-    far += _between(far_ptr + high_j * HALF, low_k, high_k, part_k) * part_j
-    row = ((i // 2) * HALF + j // 2) * HALF + k // 2
-    corner = (i % 2) * 2 + j % 2
-    fine = tl.load(blocks_ptr + corner * (2 * R) + row * 2 + k % 2)
-    found = near * (1 - part_i) + far * part_i + fine + tl.load(offset_ptr).to(tl.float32)
+    before, after = tl.maximum(m - 1, 0), tl.minimum(m + 1, HALF - 1)
+    left = _columns(near_ptr, far_ptr, low_j, high_j, part_i, part_j, before, HALF)
+    here = _columns(near_ptr, far_ptr, low_j, high_j, part_i, part_j, m, HALF)
+    right = _columns(near_ptr, far_ptr, low_j, high_j, part_i, part_j, after, HALF)
+    pairs = tl.join(0.25 * left + 0.75 * here, 0.75 * here + 0.25 * right)
+    found = tl.reshape(pairs, (LINES, SIDE)) + fine + tl.load(offset_ptr).to(tl.float32)
     tl.store(out_ptr + (i * SIDE + j) * SIDE + k, found)
 
 
@@ -145,7 +150,7 @@ def finest_logits(
     )  # fmt: skip
     out = x.new_empty(1, 1, *(2 * half,) * 3, dtype=torch.float32)
     _place[2 * half, 2 * half // _LINES](
-        rough, blocks, masks[channels + full_channels :], out, HALF=half, LINES=_LINES, num_warps=4
+        rough, blocks, masks[channels + full_channels :], out, HALF=half, LINES=_LINES, num_warps=8
     )
     return out
 

@@ -72,7 +72,8 @@ class FixedModel:
         self._device = next(model.parameters()).device
         self._dtype, self._max_points = options.dtype, options.max_points
         by_kernel = options.has_mask_kernel and self._device.type == "cuda"
-        self._pack_mask = mask_packer(self.config.image_size, by_kernel=by_kernel)
+        sides = self.config.image_size, self.config.logits_size
+        self._pack_mask = mask_packer(*sides, by_kernel=by_kernel)
         if not self.is_own:
             with torch.inference_mode():
                 self._grid_position = cast("SamMed3D", self.model).prompt_encoder.encode_grid()
