@@ -15,7 +15,7 @@ from fastsam3d.model.registry import build_model
 from fastsam3d.session import fixed_shape
 from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_replay import Replay
-from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine, fastest_config
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from fastsam3d.session.predictor import EncodedRoi, Predictor, RoiPrompts
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER, drawn_model
@@ -30,6 +30,7 @@ KERNELS = replace(
     has_row_decoder=True,
     has_row_kernels=True,
     has_mask_kernel=True,
+    has_heads_kernel=True,
     has_folded_bias=True,
     has_product_gelu=True,
 )
@@ -138,17 +139,33 @@ def test_batches(config, options) -> None:
     assert_equal_answers(model, engine, expected, found, **given)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
-    _, engine = make(config)
-    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
-    answer = engine.answer(embedding, **some_prompts(config, 2, box=False, mask=False))
+def assert_mask_of_logits(config, answer) -> None:
     size = (config.image_size,) * 3
     logits = torch.nn.functional.interpolate(answer.logits, size=size, mode="trilinear")
     wanted = (logits[0, 0] > 0).numpy()
     inside = tuple(slice(*bound) for bound in answer.bounds)
     assert (wanted[inside] == answer.mask).all()
     assert wanted.sum() == answer.mask.sum()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
+    _, engine = make(config)
+    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
+    answer = engine.answer(embedding, **some_prompts(config, 2, box=False, mask=False))
+    assert_mask_of_logits(config, answer)
+
+
+@pytest.mark.parametrize("config", [TOY, TINY_STUDENT], ids=lambda c: c.name)
+def test_copies_that_are_recorded_carry_every_click_both_ways(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_shape, "Replay", StillReplay)
+    _, engine = make(config, replace(EAGER, has_recorded_copies=True))
+    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
+    for count, has_mask in ((2, False), (1, True), (4, False), (6, True), (3, True)):
+        given = some_prompts(config, count, box=False, mask=has_mask)
+        assert_mask_of_logits(config, engine.answer(embedding, **given))
 
 
 def test_bounds_are_tight_and_an_empty_mask_has_none() -> None:
@@ -241,6 +258,20 @@ def test_a_failing_compiler_leaves_the_answer_as_it_is(monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match="no compiler here"):
         found = FixedShapeEngine(model, options).encode_image(image)
     assert torch.equal(found.tokens, engine.encode_image(image).tokens)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_what_was_measured_faster_is_the_default_and_right(config) -> None:
+    chosen = fastest_config(config.family)
+    assert chosen.has_row_decoder
+    assert chosen.has_row_kernels is not chosen.has_joint_projections
+    options = replace(chosen, dtype=torch.float32, is_compiled=False, is_captured=False)
+    model, engine = make(config, options)
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image)
+    given = some_prompts(config, 3, box=True, mask=True)
+    assert_equal_answers(model, engine, expected, engine.encode_image(image), **given)
 
 
 @pytest.mark.parametrize("is_on", [True, False])

@@ -1,4 +1,4 @@
-"""Transformers of few tokens on `row_ops`: norm, product, activation and residual in one kernel.
+"""Transformers on `row_ops`: norm, product, activation and residual of few tokens in one kernel.
 
 What the position of the image adds to a product is a table that is computed once. Each module takes
 the place of the one whose weights it copies; sums stay in float32.
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from fastsam3d.model.fused_layers import joined, linear_of, project, split
 from fastsam3d.model.hr_decoder import DECODER_HEADS, TwoWayLayer
 from fastsam3d.model.hr_layers import TrunkBlock
-from fastsam3d.model.row_ops import RowHeads, RowLinear, row_attention
+from fastsam3d.model.inference_ops import activate
+from fastsam3d.model.row_ops import RowLinear, row_attention
+from fastsam3d.model.turned_heads import turned_heads
 from fastsam3d.model.two_way import NUM_HEADS, TwoWayBlock, TwoWayTransformer3D
-
-# Beyond so many rows the library's products and the compiler's kernels are the faster ones.
-_MOST_ROWS = 1024
 
 
 def _placed_table(placed: Sequence[nn.Linear], plain: Sequence[nn.Linear], place: Tensor) -> Tensor:
@@ -211,37 +210,44 @@ class GeluLinear(nn.Module):
         return found.view(*x.shape[:-1], -1)
 
 
-class RowTrunkBlock(nn.Module):
-    """`TrunkBlock` with its weights: five kernels for few rows, else the library's products.
+class FusedTrunkBlock(nn.Module):
+    """`TrunkBlock` with its weights, in fewer kernels, for any number of rows.
 
     Args:
         block: Whose weights are taken; its attention is dense.
-        waves: Cosine and sine of the rotary positions, (T, D / 2).
+        has_heads_kernel: Norm, turn and lay out queries and keys in one launch.
+        has_product_gelu: Compute GELU with the product before.
     """
 
-    def __init__(self, block: TrunkBlock, waves: tuple[Tensor, Tensor]) -> None:
+    head_gain: Tensor
+    head_shift: Tensor
+
+    def __init__(
+        self, block: TrunkBlock, *, has_heads_kernel: bool, has_product_gelu: bool
+    ) -> None:
         super().__init__()
-        self.block, self.num_heads = block, block.num_heads
+        self.block, self.has_heads_kernel = block, has_heads_kernel
+        self.hidden = GeluLinear(block.fc1) if has_product_gelu else None
         norms = (block.q_norm, block.k_norm)
-        self.heads = RowHeads(block.qkv, block.norm1, norms, waves, block.num_heads)
-        self.proj = RowLinear(_scaled(block.proj, block.scale1), is_stream=True)
-        self.fc1 = RowLinear(block.fc1, block.norm2, activation="gelu")
-        self.fc2 = RowLinear(_scaled(block.fc2, block.scale2), is_stream=True)
-        self.hidden = GeluLinear(block.fc1)
+        gain = torch.stack([norm.weight for norm in norms]).detach()
+        self.register_buffer("head_gain", gain, persistent=False)
+        shift = torch.stack([norm.bias for norm in norms]).detach()
+        self.register_buffer("head_shift", shift, persistent=False)
 
     def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-        """Return tokens of the input's shape; the rotary tables are those given at first."""
-        x_BTC = x_BTC.float()
-        if x_BTC.shape[:2].numel() > _MOST_ROWS:
-            block = self.block
-            mixed = block.attended(block.norm1(x_BTC), cos_TD, sin_TD)
-            x_BTC = x_BTC + block.scale1 * mixed
-            hidden = self.hidden(block.norm2(x_BTC))
-            return x_BTC + block.scale2 * project(block.fc2, hidden)
-        q, k, v = self.heads(x_BTC)
-        x_BTC, _ = self.proj(row_attention(q, k, v, self.num_heads), residual=x_BTC)
-        return self.fc2(self.fc1(x_BTC)[0], residual=x_BTC)[0]
+        """Return tokens of the input's shape; `cos_TD`, `sin_TD` are the rotary tables."""
+        block = self.block
+        attended = self._attended if self.has_heads_kernel else block.attended
+        x_BTC = x_BTC + block.scale1 * attended(block.norm1(x_BTC), cos_TD, sin_TD)
+        normed = block.norm2(x_BTC)
+        hidden = activate(block.fc1(normed)) if self.hidden is None else self.hidden(normed)
+        return x_BTC + block.scale2 * block.fc2(hidden)
 
-
-def _scaled(layer: nn.Linear, scale: Tensor) -> nn.Linear:
-    return linear_of(layer.weight * scale[:, None], layer.bias * scale)
+    def _attended(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+        block = self.block
+        norms = [self.head_gain, self.head_shift]
+        q_BHTD, k_BHTD, v_BHTD = turned_heads(
+            project(block.qkv, x_BTC), norms, [cos_TD, sin_TD], block.q_norm.eps, block.num_heads
+        )
+        out = block.attend(q_BHTD, k_BHTD, v_BHTD)
+        return block.proj(out.transpose(1, 2).flatten(2))

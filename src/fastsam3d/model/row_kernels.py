@@ -106,45 +106,6 @@ def _linear(
 
 
 @triton.jit
-def _heads(
-    x_ptr, weight_ptr, bias_ptr, gain_ptr, shift_ptr, head_gain_ptr, head_shift_ptr, cos_ptr,
-    sin_ptr, out_ptr, x_r, M, T, eps, head_eps,
-    K: tl.constexpr, WHOLE: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    head = tl.program_id(0)  # queries' heads first, then keys', then values'
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    k = tl.arange(0, WHOLE)
-    is_row = (rows < M)[:, None]
-    is_d = d < D
-    cols = head * D + d
-    weight = tl.load(
-        weight_ptr + cols[:, None] * K + k, mask=is_d[:, None] & (k < K)[None, :], other=0.0
-    )
-    x = _whole_rows(x_ptr, gain_ptr, shift_ptr, rows, is_row, x_r, K, WHOLE, eps)
-    acc = tl.dot(x.to(weight.dtype), tl.trans(weight), input_precision="ieee")
-    acc += tl.load(bias_ptr + cols, mask=is_d, other=0.0)[None, :]
-    if head < 2 * H:
-        at = (head // H) * D + d
-        gain = tl.load(head_gain_ptr + at, mask=is_d, other=0.0)[None, :]
-        shift = tl.load(head_shift_ptr + at, mask=is_d, other=0.0)[None, :]
-        # Rounded as a product's result is, which is what the norm reads elsewhere.
-        acc = acc.to(out_ptr.dtype.element_ty).to(tl.float32)
-        acc = _normed(acc, is_d[None, :], gain, shift, D, head_eps)
-        first, second = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_D // 2, 2)))
-        pair = tl.arange(0, BLOCK_D // 2)
-        at = (rows % T)[:, None] * (D // 2) + pair[None, :]
-        is_pair = is_row & (pair < D // 2)[None, :]
-        cos = tl.load(cos_ptr + at, mask=is_pair, other=0.0)
-        sin = tl.load(sin_ptr + at, mask=is_pair, other=0.0)
-        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
-        acc = tl.reshape(turned, (BLOCK_M, BLOCK_D))
-    at = rows[:, None] * (3 * H * D) + cols[None, :]
-    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=is_row & is_d[None, :])
-
-
-@triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, q_b, q_t, k_b, k_t, v_b, v_t, Q, scale,
     T: tl.constexpr, H: tl.constexpr, D: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -284,67 +245,6 @@ def _(
     count, inputs = x.shape
     out = x.new_empty(count, weight.shape[0], dtype=torch.float32 if is_stream else weight.dtype)
     return out, x.new_empty((count, inputs) if keeps else (0,), dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "fastsam3d::row_heads",
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor weight, Tensor bias, Tensor[] norm, Tensor[] head_norm, Tensor[] waves, "
-        "float eps, float head_eps, int heads) -> Tensor"
-    ),
-)
-def row_heads(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm: list[Tensor],
-    head_norm: list[Tensor],
-    waves: list[Tensor],
-    eps: float,
-    head_eps: float,
-    heads: int,
-) -> Tensor:
-    """Return what `fastsam3d.model.row_ops.reference_heads` returns.
-
-    Args:
-        x: Rows (R, K), K at most 1024.
-        weight: Of queries, keys and values, heads one after another, (3 H D, K).
-        bias: (3 H D,) float32.
-        norm: Gain and shift (K,) of a layer norm of the rows.
-        head_norm: Gain and shift (2, D) of the layer norms of queries and of keys.
-        waves: Cosine and sine (T, D / 2) by which channels 2 n and 2 n + 1 of queries and keys are
-            turned; rows are taken in turn.
-        eps: Of the rows' norm.
-        head_eps: Of the heads' norms.
-        heads: H.
-    """
-    count, inputs = x.shape
-    x = x if x.stride(1) == 1 else x.contiguous()
-    out = x.new_empty(count, weight.shape[0], dtype=weight.dtype)
-    width = weight.shape[0] // (3 * heads)
-    block_m = 32
-    _heads[3 * heads, triton.cdiv(count, block_m)](
-        x, weight, bias, *norm, *head_norm, *waves, out, x.stride(0), count, waves[0].shape[0],
-        eps, head_eps, K=inputs, WHOLE=_wide(inputs), H=heads, D=width,
-        BLOCK_M=block_m, BLOCK_D=_wide(width), num_warps=8 if inputs > 256 else 4,
-    )  # fmt: skip
-    return out
-
-
-@row_heads.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm: list[Tensor],
-    head_norm: list[Tensor],
-    waves: list[Tensor],
-    eps: float,
-    head_eps: float,
-    heads: int,
-) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=weight.dtype)
 
 
 @torch.library.custom_op(

@@ -27,6 +27,7 @@ _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _MOST_WHOLE = 512  # inputs that a program can hold to norm them
 _MOST_DEPTH = 128
 _ALIGNED = 16  # inputs of one step, and the fewest outputs of one program
+FEW_ROWS = 64  # with more, the library's products are the faster ones
 
 
 def load_kernels() -> bool:
@@ -38,6 +39,9 @@ def load_kernels() -> bool:
 
 class RowLinear(nn.Module):
     """``residual + activation(product(norm(x) + place) + bias + table)``.
+
+    Attributes:
+        most_rows: Most that the kernel computes; more are left to the library.
 
     Args:
         layer: Weights (N, K) and bias, copied.
@@ -67,6 +71,7 @@ class RowLinear(nn.Module):
         keeps: bool = False,
     ) -> None:
         super().__init__()
+        self.most_rows = FEW_ROWS
         self.placed, self.activation = placed, activation
         self.is_stream, self.keeps = is_stream, keeps
         self.eps = norm.eps if norm is not None else 0.0
@@ -120,7 +125,8 @@ class RowLinear(nn.Module):
 
     def _serves(self, rows: Tensor) -> bool:
         inputs, outputs = self.weight.shape[1], self.weight.shape[0]
-        fits = all(size % _ALIGNED == 0 for size in (inputs, outputs, self.placed))
+        fits = len(rows) <= self.most_rows
+        fits &= all(size % _ALIGNED == 0 for size in (inputs, outputs, self.placed))
         fits &= not self.has_norm or inputs <= _MOST_WHOLE
         return fits and _is_served(rows, self.weight.dtype)
 
@@ -157,106 +163,6 @@ def reference_linear(  # noqa: PLR0913, PLR0917 - arguments of the operator
     if residual:
         found = found + residual[0]
     return found if is_stream else found.to(weight.dtype), kept
-
-
-class RowHeads(nn.Module):
-    """Queries, keys and values of normed rows, queries and keys normed by head and turned.
-
-    Channels of queries and keys are paired as neighbours, which changes no product of the two.
-
-    Args:
-        layer: Makes queries, keys and values side by side, heads one after another.
-        norm: Of the rows.
-        head_norms: Of the channels of a head's queries, and of its keys.
-        waves: Cosine and sine (T, D / 2) by which channels (d, d + D / 2) are turned together.
-        num_heads: H.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    gain: Tensor
-    shift: Tensor
-    head_gain: Tensor
-    head_shift: Tensor
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(
-        self,
-        layer: nn.Linear,
-        norm: nn.LayerNorm,
-        head_norms: tuple[nn.LayerNorm, nn.LayerNorm],
-        waves: tuple[Tensor, Tensor],
-        num_heads: int,
-    ) -> None:
-        super().__init__()
-        self.num_heads, self.eps, self.head_eps = num_heads, norm.eps, head_norms[0].eps
-        depth = layer.out_features // (3 * num_heads)
-        paired = torch.arange(depth, device=layer.weight.device).view(2, -1).T.flatten()
-        both = 2 * num_heads * depth
-
-        def by_pairs(part: Tensor) -> Tensor:
-            heads = unflatten(part[:both], 0, (2 * num_heads, depth))[:, paired]
-            return torch.cat([heads.flatten(0, 1), part[both:]])
-
-        parts = {
-            "weight": by_pairs(layer.weight),
-            "bias": by_pairs(layer.bias).float(),
-            "gain": norm.weight.float(),
-            "shift": norm.bias.float(),
-            "head_gain": torch.stack([each.weight[paired] for each in head_norms]).float(),
-            "head_shift": torch.stack([each.bias[paired] for each in head_norms]).float(),
-            "cos": waves[0].float(),
-            "sin": waves[1].float(),
-        }
-        for name, part in parts.items():
-            self.register_buffer(name, part.detach().clone(), persistent=False)
-
-    def reduce(self, dtype: torch.dtype) -> None:
-        """Take the weights in another type; norms and angles stay in float32."""
-        self.weight = self.weight.to(dtype)
-
-    def forward(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, each (B, T, H * D)."""
-        is_served = self.weight.shape[1] <= _MOST_WHOLE and _is_served(x_BTC, self.weight.dtype)
-        heads = torch.ops.fastsam3d.row_heads if is_served else reference_heads
-        found = heads(
-            x_BTC.flatten(0, -2),
-            self.weight,
-            self.bias,
-            [self.gain, self.shift],
-            [self.head_gain, self.head_shift],
-            [self.cos, self.sin],
-            self.eps,
-            self.head_eps,
-            self.num_heads,
-        )
-        q, k, v = found.view(*x_BTC.shape[:2], -1).chunk(3, dim=-1)
-        return q, k, v
-
-
-def reference_heads(  # noqa: PLR0913, PLR0917 - arguments of the operator
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm: Sequence[Tensor],
-    head_norm: Sequence[Tensor],
-    waves: Sequence[Tensor],
-    eps: float,
-    head_eps: float,
-    heads: int,
-) -> Tensor:
-    """Return what `RowHeads` is, part by part; arguments as `row_kernels.row_heads`."""
-    x = functional.layer_norm(x.float(), x.shape[-1:], norm[0], norm[1], eps)
-    found = functional.linear(x.to(weight.dtype), weight, bias.to(weight.dtype))
-    parts = unflatten(found, 1, (3, heads, -1))
-    both = parts[:, :2].float()
-    gain, shift = (part[:, None] for part in head_norm)
-    both = functional.layer_norm(both, both.shape[-1:], eps=head_eps) * gain + shift
-    first, second = unflatten(both, -1, (-1, 2)).unbind(-1)
-    cos, sin = (_in_turn(wave, len(x))[:, None, None] for wave in waves)
-    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.cat([turned.flatten(-2).to(weight.dtype), parts[:, 2:]], 1).flatten(1)
 
 
 def row_attention(

@@ -20,15 +20,16 @@ from fastsam3d.model.fused_official import (
     RowMaskDecoder,
 )
 from fastsam3d.model.fused_tokens import (
+    FusedTrunkBlock,
     GeluLinear,
-    RowTrunkBlock,
     RowTwoWayLayer,
     RowTwoWayTransformer,
 )
 from fastsam3d.model.hr import HighResSam3D, previous_mask_map
 from fastsam3d.model.layers import FeedForward
 from fastsam3d.model.prompt_encoder import append_box_centres
-from fastsam3d.model.row_ops import RowHeads, RowLinear, load_kernels
+from fastsam3d.model.row_ops import RowLinear, load_kernels
+from fastsam3d.model.turned_heads import load_kernel
 from fastsam3d.model.window_attention import WindowAttention
 from fastsam3d.session.fixed_prompts import slots_of
 from fastsam3d.session.mask_bits import mask_packer
@@ -189,17 +190,13 @@ def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighR
 
 
 def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDecoder | None:
-    decoder, trunk = model.decoder, model.encoder.trunk
+    decoder = model.decoder
+    if model.config.attention == DENSE and (options.has_heads_kernel or options.has_product_gelu):
+        _fuse_trunk(model, options)
     layers = [cast("TwoWayLayer", layer) for layer in decoder.layers]
     if options.has_row_kernels:
         position = decoder.position(decoder.grid_position)[0]
         decoder.layers = nn.ModuleList(RowTwoWayLayer(layer, position) for layer in layers)
-        if model.config.attention == DENSE:
-            waves = (decoder.rope_cos, decoder.rope_sin)
-            decoder.mix = cast("TrunkBlock", RowTrunkBlock(decoder.mix, waves))
-            waves = (trunk.rope_cos, trunk.rope_sin)
-            blocks = [cast("TrunkBlock", block) for block in trunk.blocks]
-            trunk.blocks = nn.ModuleList(RowTrunkBlock(block, waves) for block in blocks)
     elif options.has_joint_projections:
         decoder.layers = nn.ModuleList(JointTwoWayLayer(layer) for layer in layers)
     if not options.has_row_decoder:
@@ -211,10 +208,29 @@ def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDeco
     return rows
 
 
+def _fuse_trunk(model: HighResSam3D, options: FixedShapeConfig) -> None:
+    if options.has_heads_kernel:
+        load_kernel()
+
+    def fused(block: nn.Module) -> TrunkBlock:
+        found = FusedTrunkBlock(
+            cast("TrunkBlock", block),
+            has_heads_kernel=options.has_heads_kernel,
+            has_product_gelu=options.has_product_gelu,
+        )
+        return cast("TrunkBlock", found)
+
+    trunk, decoder = model.encoder.trunk, model.decoder
+    trunk.blocks = nn.ModuleList(fused(block) for block in trunk.blocks)
+    decoder.mix = fused(decoder.mix)
+
+
 def _reduce(model: Model, options: FixedShapeConfig) -> None:
     if isinstance(model, HighResSam3D):
         model.decoder.is_limited = False  # the box around the object has no fixed shape
     for module in model.modules():
+        if isinstance(module, RowLinear):
+            module.most_rows = options.row_limit
         if isinstance(module, WindowAttention):
             with torch.no_grad():  # while its tables are float32
                 module.fix(model.config.grid_size, options.dtype)
@@ -229,7 +245,7 @@ def _reduce_layers(root: nn.Module, dtype: torch.dtype) -> None:
     for module in root.modules():
         if isinstance(module, _MATRIX_LAYERS):
             module.to(dtype)
-        if isinstance(module, (RowLinear, RowHeads)):
+        if isinstance(module, RowLinear):
             module.reduce(dtype)
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             # Tensor cores read channels last; with other weights every input would be turned round.

@@ -55,9 +55,20 @@ class ClickBuffers:
         empty_label: Of a slot that holds no point.
         side: L.
         device: Where the buffers are.
+        is_uploaded: `fill` copies prompts to the device; else what reads them calls `upload` first
+            and `mark` after.
     """
 
-    def __init__(self, count: int, *, empty_label: int, side: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        empty_label: int,
+        side: int,
+        device: torch.device,
+        is_uploaded: bool = True,
+    ) -> None:
+        self._is_uploaded = is_uploaded
         self._count, self._empty_label = count, empty_label
         neutral = torch.zeros(1, 4 * count + _BOX_VALUES + 1)
         slots_of(neutral, count).labels.fill_(empty_label)
@@ -86,10 +97,23 @@ class ClickBuffers:
             self.mask_logits.zero_()
         self._is_mask_set = mask_logits is not None
         given = [part for part in (points, labels, boxes) if part is not None]
-        if all(part.device.type == "cpu" for part in given):
-            self._fill_from_host(points, labels, boxes)
-        else:
+        if self._is_uploaded and any(part.device.type != "cpu" for part in given):
             self._fill_on_device(points, labels, boxes)
+            return
+        self._fill_from_host(points, labels, boxes)
+        if self._is_uploaded:
+            self.upload()
+            self.mark()
+
+    def upload(self) -> None:
+        """Copy what `fill` left in host memory to the device."""
+        if self._copied is not None:
+            self.packed.copy_(self._host, non_blocking=True)
+
+    def mark(self) -> None:
+        """Let the next `fill` wait until all that is queued by now has read host memory."""
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self.packed.device))
 
     def _fill_from_host(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
         if self._copied is not None:
@@ -100,9 +124,6 @@ class ClickBuffers:
         all_labels[:count], all_labels[count:] = _array(labels), self._empty_label
         box[:] = 0 if boxes is None else _array(boxes)
         has_box[:] = boxes is not None
-        if self._copied is not None:
-            self.packed.copy_(self._host, non_blocking=True)
-            self._copied.record(torch.cuda.current_stream(self.packed.device))
 
     def _fill_on_device(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
         count, neutral = points.shape[1], self._neutral
@@ -118,4 +139,4 @@ class ClickBuffers:
 
 
 def _array(part: Tensor) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", cast("Any", part[0].float()).numpy())
+    return cast("NDArray[np.float32]", cast("Any", part[0].float()).numpy(force=True))

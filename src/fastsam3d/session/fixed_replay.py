@@ -30,6 +30,8 @@ class Replay:
             warning says why and the function is run as it is.
         is_captured: Record a CUDA graph.
         has_layout_search: Let the compiler choose the layout of convolutions.
+        before: Done before the function by every run, and recorded with it.
+        after: Given the outputs, done after the function and recorded likewise.
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class Replay:
         compile_mode: CompileMode | None,
         is_captured: bool,
         has_layout_search: bool = True,
+        before: Callable[[], None] | None = None,
+        after: Callable[[tuple[Tensor, ...]], None] | None = None,
     ) -> None:
         self._buffers = buffers
+        self._before, self._after = before, after
         self._has_layout_search = has_layout_search
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
@@ -55,9 +60,17 @@ class Replay:
     def run(self) -> tuple[Tensor, ...]:
         """Return the outputs for what the buffers hold now; the next run overwrites them."""
         if self._graph is None:
-            return self._function(**self._buffers)
+            return self._run()
         graph, outputs = self._graph
         graph.replay()
+        return outputs
+
+    def _run(self) -> tuple[Tensor, ...]:
+        if self._before is not None:
+            self._before()
+        outputs = self._function(**self._buffers)
+        if self._after is not None:
+            self._after(outputs)
         return outputs
 
     def _compiled(
@@ -81,12 +94,12 @@ class Replay:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                self._function(**self._buffers)
+                self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self._function(**self._buffers)
+            outputs = self._run()
         return graph, outputs
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from fastsam3d.errors import ConfigError
+from fastsam3d.model.row_ops import FEW_ROWS
 from fastsam3d.session.fixed_model import FixedModel
 from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_replay import CompileMode, Replay
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastsam3d.model.config import ModelConfig
+    from fastsam3d.model.config import Family, ModelConfig
     from fastsam3d.model.embedding import ImageEmbedding
     from fastsam3d.model.registry import Model
 
@@ -58,14 +59,19 @@ class FixedShapeConfig:
         has_row_decoder: Decode on rows, channels last: convolutions whose kernel is their stride
             become products with blocks of voxels, heads are batched, and what does not change with
             a click is computed once.
-        has_row_kernels: Compute tokens by Triton kernels that norm, multiply, activate and add in
-            one launch, see `fastsam3d.model.row_kernels`; takes the place of joint projections.
+        has_row_kernels: Compute prompt tokens by Triton kernels that norm, multiply, activate and
+            add in one launch, see `fastsam3d.model.row_kernels`; takes the place of joint
+            projections.
+        row_limit: Most rows that these kernels multiply; more, as an image's tokens are, are
+            multiplied by the library.
+        has_heads_kernel: Norm and turn queries and keys of our own trunk in one Triton kernel.
         has_finest_kernel: Finish one mask by Triton kernels in the row decoder of our own variants.
-        has_mask_kernel: Pack masks by Triton kernels, where Triton and the size allow.
+        has_mask_kernel: Pack masks by Triton kernels, where Triton and the sizes allow.
         has_folded_bias: Multiply queries with the official position tables in the product that
             makes the queries.
         has_product_gelu: Compute GELU of the encoder's feed-forward parts with the product before;
             on a GPU in its tanh form.
+        has_recorded_copies: Copy prompts to the device and the mask back within the graph.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -79,10 +85,36 @@ class FixedShapeConfig:
     has_joint_projections: bool = False
     has_row_decoder: bool = False
     has_row_kernels: bool = False
+    row_limit: int = FEW_ROWS
+    has_heads_kernel: bool = False
     has_finest_kernel: bool = False
     has_mask_kernel: bool = False
     has_folded_bias: bool = False
     has_product_gelu: bool = False
+    has_recorded_copies: bool = False
+
+
+# What was measured to be faster on a GPU, see docs/benchmarks.md; the rest is off.
+_FASTEST: Final[dict[Family, FixedShapeConfig]] = {
+    "sam_med3d": FixedShapeConfig(
+        has_layout_search=False,
+        has_row_decoder=True,
+        has_row_kernels=True,
+        has_folded_bias=True,
+        has_product_gelu=True,
+    ),
+    "hr": FixedShapeConfig(
+        has_layout_search=False, has_row_decoder=True, has_joint_projections=True
+    ),
+}
+
+
+def fastest_config(family: Family) -> FixedShapeConfig:
+    """Return how models of a family are run unless something else is asked for."""
+    return _FASTEST[family]
+
+
+_NUM_OUTPUTS = 3  # of one mask: logits, quality and its bytes
 
 
 class _Kind(NamedTuple):
@@ -102,7 +134,7 @@ class FixedShapeEngine:
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.
-        config: How to run it.
+        config: How to run it; by default `fastest_config` of the model's family.
 
     Attributes:
         device: Where the model is.
@@ -113,7 +145,7 @@ class FixedShapeEngine:
     """
 
     def __init__(self, model: Model, config: FixedShapeConfig | None = None) -> None:
-        self.options = config or FixedShapeConfig()
+        self.options = config or fastest_config(model.config.family)
         device = next(model.parameters()).device
         if self.options.is_captured and device.type != "cuda":
             msg = f"CUDA graphs need a CUDA device, got {device.type}; use engine='torch'."
@@ -127,6 +159,7 @@ class FixedShapeEngine:
             empty_label=self._model.empty_label,
             side=model.config.logits_size,
             device=device,
+            is_uploaded=not self.options.has_recorded_copies,
         )
         self._on_host = _HostBuffer(packed_size(model.config.image_size), device)
         self._encoders: dict[int, tuple[Tensor, Replay]] = {}
@@ -200,7 +233,9 @@ class FixedShapeEngine:
         with self._lock, torch.inference_mode():
             found = self._answer(embedding, points, labels, boxes, mask_logits, multimask=False)
             logits, _, packed = found
-            self._on_host.start(packed)
+            if not self._is_copied_back(packed):
+                self._on_host.copy(packed)
+            self._on_host.mark()
             # The device makes the caller's copy while the host reads the bytes.
             logits = logits.clone()
             return unpack_mask(logits, self._on_host.wait(), self.config.image_size)
@@ -233,7 +268,10 @@ class FixedShapeEngine:
         decoder = self._decoder(embedding, kind)
         self._make_resident(embedding)
         self._buffers.fill(points, labels, boxes, mask_logits)
-        return decoder.run()
+        found = decoder.run()
+        if self.options.has_recorded_copies:
+            self._buffers.mark()
+        return found
 
     def _encoder(self, count: int) -> tuple[Tensor, Replay]:
         """Return what encodes so many ROIs, and the buffer that it reads."""
@@ -256,7 +294,7 @@ class FixedShapeEngine:
             if kind.has_mask:
                 buffers["mask"] = self._buffers.mask_logits
             decode = partial(self._decode_shared, multimask=kind.multimask)
-            self._decoders[kind] = self._replay(decode, buffers)
+            self._decoders[kind] = self._replay(decode, buffers, is_click=True)
         return self._decoders[kind]
 
     def _decode_shared(
@@ -265,15 +303,31 @@ class FixedShapeEngine:
         return self._model.decode_packed(self._shared, packed, mask, multimask=multimask)
 
     def _replay(
-        self, function: Callable[..., tuple[Tensor, ...]], buffers: dict[str, Tensor]
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        buffers: dict[str, Tensor],
+        *,
+        is_click: bool = False,
     ) -> Replay:
+        has_copies = is_click and self.options.has_recorded_copies
         return Replay(
             function,
             buffers,
             compile_mode=self.options.compile_mode if self.options.is_compiled else None,
             is_captured=self.options.is_captured,
             has_layout_search=self.options.has_layout_search,
+            before=self._buffers.upload if has_copies else None,
+            after=self._copy_back if has_copies else None,
         )
+
+    def _copy_back(self, outputs: tuple[Tensor, ...]) -> None:
+        if len(outputs) == _NUM_OUTPUTS:
+            self._on_host.copy(outputs[-1])
+
+    def _is_copied_back(self, packed: Tensor) -> bool:
+        """Return whether these bytes are those of a graph that copies them itself."""
+        replayed = (part for replay in self._decoders.values() for part in replay.outputs[-1:])
+        return self.options.has_recorded_copies and any(packed is part for part in replayed)
 
     def _make_resident(self, embedding: ImageEmbedding) -> None:
         if self._resident is not embedding:
@@ -291,17 +345,21 @@ class _HostBuffer:
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self._is_cuda)
-        self._copied = torch.cuda.Event() if self._is_cuda else None
+        self._device, is_cuda = device, device.type == "cuda"
+        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda)
+        self._copied = torch.cuda.Event() if is_cuda else None
 
-    def start(self, packed: Tensor) -> None:
+    def copy(self, packed: Tensor) -> None:
         """Start to copy what the device will have computed by then."""
         if self._copied is None:
             self._bytes = packed
-            return
-        self._bytes.copy_(packed, non_blocking=True)
-        self._copied.record(torch.cuda.current_stream(packed.device))
+        else:
+            self._bytes.copy_(packed, non_blocking=True)
+
+    def mark(self) -> None:
+        """Let `wait` wait for the copies that were started by now."""
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> NDArray[np.uint8]:
         """Return the bytes once they are there; the next copy overwrites them."""
