@@ -2,10 +2,12 @@ r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: 
 
     python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
     python benchmarks/engine_gpu.py hr_s --mode default --pack dev_pack.npz --output engine_gpu.json
-    python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode default joint rows fused \
-        --steps compile parity times kernels --output engine_gpu_fused.json
+    python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode default shipped shipped-mask \
+        --single --steps compile parity times kernels --output engine_gpu_shipped.json
 
-Of several modes, each model is run in all of them in turn, and is named ``MODEL@MODE``.
+Of several modes, each model is run in all of them, and is named ``MODEL@MODE``. At last all take
+turns, round by round: a host that is slow for a while then meets all of them. ``shipped`` is what
+the model's family is run with by default, ``shipped-...`` adds one thing that is not measured yet.
 
 Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
 in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
@@ -23,6 +25,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.preprocess.pipeline import prepare_rois
 from fastsam3d.preprocess.roi import Roi
 from fastsam3d.session.fixed_replay import Replay
-from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine, fastest_config
 
 FUSED = {"has_row_decoder": True, "has_layout_search": False}
 JOINT = {**FUSED, "has_joint_projections": True}
@@ -72,9 +76,36 @@ MODES: dict[str, dict[str, Any]] = {
     "fused-finest": {**JOINT, "has_finest_kernel": True},
     "fused-encoder": {**JOINT, **ENCODER},
     "fused-rows": {**FUSED, "has_row_kernels": True},
-    "kernels": KERNELS,
+    "kernels": {**KERNELS, "row_limit": 1024},
     "kernels-autotune": {**KERNELS, "compile_mode": "max-autotune-no-cudagraphs"},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
+}
+# Beside what a family is run with by default.
+SHIPPED: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "shipped-copies": {"has_recorded_copies": True},
+    "shipped-mask": {"has_mask_kernel": True},
+    "shipped-limit-512": {"row_limit": 512},
+    "shipped-rows": {"has_row_kernels": True},
+    "shipped-finest": {"has_finest_kernel": True},
+    "shipped-heads": {"has_heads_kernel": True},
+    "shipped-gelu": {"has_product_gelu": True},
+    "shipped-all": {
+        "has_recorded_copies": True,
+        "has_mask_kernel": True,
+        "has_row_kernels": True,
+        "has_finest_kernel": True,
+        "has_heads_kernel": True,
+        "has_product_gelu": True,
+    },
+}
+# What changes nothing for a family is not run.
+FOR_ONE_FAMILY = {
+    "shipped-limit-512": "sam_med3d",
+    "shipped-rows": "hr",
+    "shipped-finest": "hr",
+    "shipped-heads": "hr",
+    "shipped-gelu": "hr",
 }
 BATCH = 16
 BEGIN = time.monotonic()
@@ -129,6 +160,13 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
+def config_of(mode: str, family: Any) -> FixedShapeConfig:
+    """Return the engine's config of a mode."""
+    if mode in SHIPPED:
+        return replace(fastest_config(family), **SHIPPED[mode])
+    return FixedShapeConfig(**MODES[mode])
+
+
 class Checked:
     """One model with its engine."""
 
@@ -136,7 +174,8 @@ class Checked:
         self.has_candidates = has_candidates
         self.name, self.model = name, OwnContender(name, "cuda").module
         self.model.requires_grad_(requires_grad=False)
-        self.engine = FixedShapeEngine(self.model, FixedShapeConfig(**MODES[mode]))
+        torch.compiler.reset()  # or code compiled for another mode would be taken
+        self.engine = FixedShapeEngine(self.model, config_of(mode, self.model.config.family))
         self.size, self.side = self.model.config.image_size, self.model.config.logits_size
         generator = torch.Generator().manual_seed(1)
         balls = [phantom_roi(self.size).roll(shift, 2) for shift in (0, 5, -9)]
@@ -246,8 +285,8 @@ class Checked:
             raise AssertionError(f"{differing} of 100 answers differ from the session alone")
         return {"sessions": 100, "differing": differing}
 
-    def times(self) -> dict[str, Any]:
-        """Time encode, click and both, with synchronisation and queued."""
+    def works(self) -> dict[str, Callable[[], Any]]:
+        """Return what is timed, by name."""
         image, engine = self.images[0], self.engine
         embedding = engine.encode_image(image)
         first = self.prompts(1, box=False, mask=None)
@@ -257,22 +296,29 @@ class Checked:
         # As a session has them: typed on the host, the logits before on the device.
         typed = {name: later[name].cpu() for name in ("points", "labels")}
         typed["mask_logits"] = logits
+        return {
+            "encode": lambda: engine.encode_image(image),
+            "click": lambda: engine.answer(embedding, **later),
+            "click_from_host": lambda: engine.answer(embedding, **typed),
+            "logits": lambda: engine.decode_masks(embedding, **later),
+            "first_mask": lambda: engine.answer(engine.encode_image(host), **first),
+        }
 
-        def both() -> None:
-            engine.answer(engine.encode_image(host), **first)
-
+    def times(self) -> dict[str, Any]:
+        """Time encode, click and both, with synchronisation and queued."""
+        works, engine = self.works(), self.engine
+        # Launched and waited for before and after: how fast the host is meanwhile.
+        small = torch.zeros(1, device="cuda")
         graphs = {
             "encode": engine._encoders[1][1],
             **{str(k): d for k, d in engine._decoders.items()},
         }
         return {
-            "encode": timed(lambda: engine.encode_image(image)),
-            "click": timed(lambda: engine.answer(embedding, **later)),
-            "click_from_host": timed(lambda: engine.answer(embedding, **typed)),
-            "logits": timed(lambda: engine.decode_masks(embedding, **later)),
-            "first_mask": timed(both),
-            "encode_queued_ms": on_device(lambda: engine.encode_image(image)),
-            "logits_queued_ms": on_device(lambda: engine.decode_masks(embedding, **later)),
+            "small_kernel": timed(lambda: small.add_(1)),
+            **{name: timed(work) for name, work in works.items()},
+            "small_kernel_after": timed(lambda: small.add_(1)),
+            "encode_queued_ms": on_device(works["encode"]),
+            "logits_queued_ms": on_device(works["logits"]),
             "graph_alone_ms": {
                 name: on_device(replay._graph[0].replay)
                 for name, replay in graphs.items()
@@ -372,6 +418,21 @@ class Checked:
         return logits
 
 
+def in_turn(all_checked: dict[str, Checked], rounds: int) -> dict[str, Any]:
+    """Time all engines in turn, round by round; return medians of the rounds' medians."""
+    works = {name: checked.works() for name, checked in all_checked.items()}
+    times: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for name, parts in works.items():
+            for part in ("encode", "click_from_host", "first_mask"):
+                found = times.setdefault(name, {}).setdefault(part, [])
+                found.append(timed(parts[part], 10)["p50_ms"])
+    return {
+        name: {part: statistics.median(found) for part, found in parts.items()}
+        for name, parts in times.items()
+    }
+
+
 def run_all(x: torch.Tensor, blocks: Any, tables: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Return tokens after all blocks, in the engine's precision."""
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
@@ -411,7 +472,9 @@ def main() -> int:
     """Run all steps; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--mode", nargs="+", choices=list(MODES), default=["plain"])
+    modes = [*MODES, *SHIPPED]
+    parser.add_argument("--mode", nargs="+", choices=modes, default=["plain"])
+    parser.add_argument("--rounds", type=int, default=10, help="of all modes in turn, at last")
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--commit", default="unknown")
@@ -424,6 +487,7 @@ def main() -> int:
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "commit": options.commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "mode": " ".join(options.mode),
@@ -431,36 +495,64 @@ def main() -> int:
         "models": {},
     }
     say(f"{result['device']} torch {torch.__version__} {limits}")
+    all_checked: dict[str, Checked] = {}
     for model, mode in itertools.product(options.models, options.mode):
         name = model if len(options.mode) == 1 else f"{model}@{mode}"
-        found: dict[str, Any] = {}
-        result["models"][name] = found
         checked = Checked(model, mode, has_candidates=not options.single)
-        steps: dict[str, Callable[[], Any]] = {
-            "compile": checked.compile,
-            "parity": checked.parity,
-            "sessions": checked.sessions,
-            "times": checked.times,
-            "kernels": checked.kernels,
-            "trunk": lambda checked=checked: checked.trunk(limits),
-            "blocks": lambda checked=checked: checked.blocks(limits),
-        }
-        if options.pack is not None:
-            steps["crops"] = lambda checked=checked: checked.crops(options.pack, options.crops)
-        for step, work in steps.items():
-            if options.steps and step not in options.steps:
-                continue
-            try:
-                found[step] = work()
-                say(f"{name} {step} OK")
-                for key, value in found[step].items():
-                    print(f"    {key}: {_short(value)}", flush=True)
-            except Exception as error:  # noqa: BLE001 - the rest must still be measured
-                found[step] = {"error": f"{type(error).__name__}: {error}"}
-                say(f"{name} {step} FAILED\n{traceback.format_exc(limit=-6)}")
-            if options.output is not None:
-                options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        family = checked.model.config.family
+        if FOR_ONE_FAMILY.get(mode, family) != family:
+            continue
+        found: dict[str, Any] = {}
+        result["models"][name], all_checked[name] = found, checked
+        run_steps(name, checked, found, options, limits, lambda: save(result, options.output))
+        if any("error" in step for step in found.values()):
+            del all_checked[name]
+    if len(all_checked) > 1 and (not options.steps or "times" in options.steps):
+        result["in_turn"] = in_turn(all_checked, options.rounds)
+        for name, found in result["in_turn"].items():
+            print(f"    {name}: {_short(found)}", flush=True)
+        save(result, options.output)
     return 0
+
+
+def run_steps(
+    name: str,
+    checked: Checked,
+    found: dict[str, Any],
+    options: argparse.Namespace,
+    limits: dict[str, float],
+    save_all: Callable[[], None],
+) -> None:
+    """Run the steps that are asked for, print and keep what each finds."""
+    steps: dict[str, Callable[[], Any]] = {
+        "compile": checked.compile,
+        "parity": checked.parity,
+        "sessions": checked.sessions,
+        "times": checked.times,
+        "kernels": checked.kernels,
+        "trunk": lambda: checked.trunk(limits),
+        "blocks": lambda: checked.blocks(limits),
+    }
+    if options.pack is not None:
+        steps["crops"] = lambda: checked.crops(options.pack, options.crops)
+    for step, work in steps.items():
+        if options.steps and step not in options.steps:
+            continue
+        try:
+            found[step] = work()
+            say(f"{name} {step} OK")
+            for key, value in found[step].items():
+                print(f"    {key}: {_short(value)}", flush=True)
+        except Exception as error:  # noqa: BLE001 - the rest must still be measured
+            found[step] = {"error": f"{type(error).__name__}: {error}"}
+            say(f"{name} {step} FAILED\n{traceback.format_exc(limit=-6)}")
+        save_all()
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Write what was found by now."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _short(value: Any) -> str:
