@@ -191,9 +191,13 @@ def _default() -> RunConfig:
 
 
 def _continue() -> RunConfig:
-    """A further run from earlier weights: more real images and drawn prompts, gentler rates."""
+    """A further run from earlier weights: more real images and drawn prompts, gentler rates.
+
+    CT is mostly shown as sessions show it.
+    """
     base = _default()
-    generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15)
+    degrade = replace(base.generator.degrade, share_focus=0.45, share_window=0.2, share_filter=0.2)
+    generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15, degrade=degrade)
     prompts = replace(
         base.prompts,
         round_shares=(0.36, 0.22, 0.15, 0.11, 0.07, 0.05, 0.04),
