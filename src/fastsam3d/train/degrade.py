@@ -169,7 +169,7 @@ def random_filters(image: Tensor) -> Tensor:
     batch, device = image.shape[0], image.device
     padded = functional.pad(image[:, None], (1,) * 6, mode="replicate")[:, 0] - 0.5
     inner = slice(1, -1)
-    places = [(inner, inner, inner)]
+    places: list[tuple[slice, ...]] = [(inner, inner, inner)]
     for axis in range(3):
         for side in (slice(0, -2), slice(2, None)):
             places.append(tuple(side if a == axis else inner for a in range(3)))  # noqa: PERF401
