@@ -196,7 +196,7 @@ def _continue() -> RunConfig:
     CT is mostly shown as sessions show it.
     """
     base = _default()
-    degrade = replace(base.generator.degrade, share_focus=0.45, share_window=0.2, share_filter=0.2)
+    degrade = replace(base.generator.degrade, share_focus=0.6, share_window=0.15, share_filter=0.2)
     generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15, degrade=degrade)
     prompts = replace(
         base.prompts,
