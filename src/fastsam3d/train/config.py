@@ -83,6 +83,7 @@ class RunConfig:
         replay_muon: Record Muon's products as a CUDA graph, where the stages are compiled.
         fuse_adam: AdamW in one kernel (CUDA).
         time_convolutions: Let cuDNN choose its kernels by timing them (CUDA).
+        draw_workers: Processes that draw batches ahead (CUDA), for each training process.
         log_every, save_every: Steps between log lines and checkpoints.
         prompts, generator: Parts of their own.
     """
@@ -112,6 +113,7 @@ class RunConfig:
     replay_muon: bool = True
     fuse_adam: bool = True
     time_convolutions: bool = False
+    draw_workers: int = 3
     log_every: int = 25
     save_every: int = 1000
     prompts: PromptConfig = field(default_factory=PromptConfig)

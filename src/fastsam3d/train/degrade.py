@@ -78,18 +78,19 @@ def draw_axis_matrices(
     )
     nearest = rng.random((batch, 1, 1)) < config.share_nearest
     phase = rng.uniform(0, 1, (batch, 3, 1)) * spacing[..., None]
-    out = np.arange(size)
-    slot = (out - phase) / spacing[..., None]
-    low = np.where(nearest, np.round(slot), np.floor(slot))
-    share = np.where(nearest, 0.0, slot - low)
     sigma = np.maximum(0.42 * spacing * rng.uniform(0.7, 1.1, (batch, 3)), 0.25)
+    matrices = np.tile(np.eye(size, dtype=np.float32), (batch, 3, 1, 1))
     # Unit spacing without blur is the identity: the slice phase must not shift the image.
-    plain = spacing <= 1.0
-    near = _profile(low * spacing[..., None] + phase, sigma, size)
-    far = _profile((low + 1) * spacing[..., None] + phase, sigma, size)
-    matrices = (1 - share[..., None]) * near + share[..., None] * far
-    matrices[plain] = np.eye(size)
-    return matrices.astype(np.float32)
+    changed = spacing > 1.0
+    step, phase, sigma = spacing[changed][:, None], phase[changed], sigma[changed]
+    is_nearest = np.broadcast_to(nearest[..., 0], (batch, 3))[changed][:, None]
+    slot = (np.arange(size) - phase) / step
+    low = np.where(is_nearest, np.round(slot), np.floor(slot))
+    share = np.where(is_nearest, 0.0, slot - low)[..., None]
+    near = _profile(low * step + phase, sigma, size)
+    far = _profile((low + 1) * step + phase, sigma, size)
+    matrices[changed] = (1 - share) * near + share * far
+    return matrices
 
 
 def _profile(

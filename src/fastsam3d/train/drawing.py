@@ -156,7 +156,7 @@ class DrawnBatch:
         }
         return DrawnBatch(**moved)
 
-    def pin(self) -> DrawnBatch:
+    def pin_memory(self) -> DrawnBatch:
         """Return the batch in pinned memory."""
         return DrawnBatch(**{i.name: getattr(self, i.name).pin_memory() for i in fields(self)})
 
@@ -173,7 +173,8 @@ class BatchDrawer:
         """Draw one batch."""
         config, rng = self.config, self.rng
         batch = config.batch_size
-        shapes = draw_shapes(rng, batch, config.shapes)
+        # Real images have no shapes but lesions, which are drawn with their pose.
+        shapes = draw_shapes(rng, batch - config.num_real, config.shapes, num_empty=config.num_real)
         parents = np.full((batch, NUM_IDS), -1, np.int64)
         drawn = shapes.parents >= 0
         parents[:, PRIMITIVE_ID0:][drawn] = shapes.parents[drawn] + PRIMITIVE_ID0

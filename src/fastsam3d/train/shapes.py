@@ -78,12 +78,15 @@ class ShapeParameters:
     groups: NDArray[np.int64]
 
 
-def draw_shapes(rng: np.random.Generator, count: int, config: ShapesConfig) -> ShapeParameters:
-    """Draw the primitives of `count` volumes."""
-    primitives = np.zeros((count, MAX_PRIMITIVES, PRIMITIVE_VALUES), np.float32)
+def draw_shapes(
+    rng: np.random.Generator, count: int, config: ShapesConfig, *, num_empty: int = 0
+) -> ShapeParameters:
+    """Draw the primitives of `count` volumes, followed by some volumes that have none."""
+    total = count + num_empty
+    primitives = np.zeros((total, MAX_PRIMITIVES, PRIMITIVE_VALUES), np.float32)
     primitives[:, :, 9:12] = FAR
-    parents = np.full((count, MAX_PRIMITIVES), -1, np.int64)
-    groups = np.tile(np.arange(MAX_PRIMITIVES), (count, 1))
+    parents = np.full((total, MAX_PRIMITIVES), -1, np.int64)
+    groups = np.tile(np.arange(MAX_PRIMITIVES), (total, 1))
     for b in range(count):
         row = 0
         for _ in range(rng.integers(config.num_tubes[0], config.num_tubes[1] + 1)):
