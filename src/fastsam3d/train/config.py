@@ -75,6 +75,9 @@ class RunConfig:
         rough_weight: Weight of the loss on the mask at a quarter of the resolution.
         regress_weight: Weight of the soft Dice lost by the last corrective click, where it was
             lost: a click should not make the mask worse.
+        fine_side: Side in voxels, a multiple of 8, of the central box of the ROI in which the
+            finest stage of `hr` models is computed and trained; outside of it the mask is that of
+            a quarter of the resolution, which is trained everywhere. None: the whole ROI.
         compile: Compile the stages (CUDA).
         compile_mode: How, see ``torch.compile``; ``reduce-overhead`` records CUDA graphs.
         inlined_reads: What a compiled stage makes of so many values or fewer, it makes again
@@ -107,6 +110,7 @@ class RunConfig:
     candidate_weight: float = 0.5
     rough_weight: float = 0.3
     regress_weight: float = 0.0
+    fine_side: int | None = None
     compile: bool = True
     compile_mode: str = "default"
     inlined_reads: int = 8
@@ -122,6 +126,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.minutes <= 0:
             msg = f"A run needs num_steps or positive minutes, got {self.minutes}; set one."
+            raise ConfigError(msg)
+        size = self.generator.size
+        if self.fine_side is not None and (self.fine_side % 8 or not 0 < self.fine_side <= size):
+            msg = (
+                f"fine_side must be a multiple of 8 up to the ROI's side of {size} voxels, got "
+                f"{self.fine_side}; choose another or none."
+            )
             raise ConfigError(msg)
         if self.compile_mode not in COMPILE_MODES:
             msg = (

@@ -289,7 +289,8 @@ class _Window:
 def _segmentation(
     model: Model, config: RunConfig, compile_with: Wrap | None, autocast: bool
 ) -> Task:
-    return SegmentationTask(family_of(model), config, compile_with=compile_with, autocast=autocast)
+    family = family_of(model, config.fine_side)
+    return SegmentationTask(family, config, compile_with=compile_with, autocast=autocast)
 
 
 def _compile(function: Callable[..., Any], *, config: RunConfig) -> Callable[..., Any]:
