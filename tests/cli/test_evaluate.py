@@ -120,13 +120,17 @@ def test_every_option_reaches_the_run(
     groups.write_text("source,structure,source_seen,structure_seen\na,*,no,yes\n")
     words = ["evaluate", "cases", "-o", "out", "--groups", str(groups), "--jobs", "3"]
     words += ["--model", "m", "--device", "cuda", "--zero-image", "--split", "dev", "--limit", "7"]
+    regions = tmp_path / "regions.csv"
+    regions.write_text("source,region,labels\na,organs,liver;4\n")
     words += ["--truth", "gts", "--npz-spacing", "zyx", "--mirrors", "4"]
+    words += ["--regions", str(regions)]
     assert main(words) == 130
     ((options, given),) = asked
     assert (options.cases, options.model, options.device) == (Path("cases"), "m", "cuda")
     assert (options.zero_image, options.split, options.limit) == (True, "dev", 7)
     assert (options.truth, options.spacing_order) == (Path("gts"), "zyx")
     assert options.mirrors == 4
+    assert options.regions.rules == {"a": {"organs": ("liver", "4")}}
     assert given["jobs"] == 3
     assert given["groups"].of("a", "liver") == ("source unseen", "structure seen")
     assert capsys.readouterr().err.endswith("Interrupted.\n")

@@ -122,6 +122,7 @@ OPTIONS = {
         "--output",
         "--policy",
         "--protocol",
+        "--regions",
         "--seeds",
         "--split",
         "--subject",

@@ -10,9 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from fastsam3d.preprocess.intensity import normalise
-from fastsam3d.train.bank import TrainingBank
+from fastsam3d.preprocess.roi import Roi
+from fastsam3d.preprocess.window import ct_window
+from fastsam3d.train.bank import CT_RANGE_HU, TrainingBank
 from fastsam3d.train.config import recipe
-from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, stretch
+from fastsam3d.train.degrade import (
+    FOCUS_HALF_WIDTH_HU,
+    DegradeConfig,
+    apply_axis_matrices,
+    random_filters,
+    recolour,
+    stretch,
+)
 from fastsam3d.train.drawing import MODE_LABEL, MODE_NESTED, BatchDrawer, DrawnBatch
 from fastsam3d.train.rendering import _choose_targets, _degrade_and_normalise
 from fastsam3d.train.shapes import (
@@ -28,6 +37,7 @@ from fastsam3d.train.shapes import (
     fill_labels,
     fill_labels_reference,
 )
+from fastsam3d.volume import Geometry, Volume
 from tests.train.toy import SIZE, toy_case
 
 PLAIN = DegradeConfig(
@@ -155,6 +165,48 @@ def test_training_sees_what_inference_sees(drawn: DrawnBatch) -> None:
         expected = normalise(stretched, valid[b][None, None], method="roi_percentile_zscore")
         torch.testing.assert_close(seen[b], expected[0])
         assert seen[b, 0][~valid[b]].unique().numel() <= 1
+
+
+@pytest.mark.parametrize("tissue_hu", [-800.0, 40.0, 600.0])
+def test_a_ct_is_shown_through_the_window_of_the_session(
+    tissue_hu: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a factor that is drawn anew, and here is drawn as 1."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.5))
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.zeros(shape))
+    side, width_hu = 32, CT_RANGE_HU[1] - CT_RANGE_HU[0]
+    ramp = torch.linspace(-1000, 1500, side).expand(side, side, side)
+    hu = ramp.clone()
+    middle = slice(side // 2 - 4, side // 2 + 5)
+    hu[middle, middle, middle] = tissue_hu
+    volume = Volume(hu.numpy(), Geometry(hu.shape, np.eye(4)))
+    roi = Roi.around((side / 2,) * 3, volume.geometry, 1.0)
+    monkeypatch.setattr(Volume, "is_hounsfield", True)
+    low, high = ct_window(volume, roi, FOCUS_HALF_WIDTH_HU) or (0, 0)
+
+    config = replace(PLAIN, share_focus=1.0)
+    image = (hu[None] - CT_RANGE_HU[0]) / width_hu
+    shown = recolour(image, torch.tensor([True]), config=config, ct_width=width_hu)
+    wanted = stretch(((hu[None] - low) / (high - low)).clamp(0, 1)).clamp(1e-4, 1)
+    torch.testing.assert_close(shown, wanted, atol=1e-5, rtol=0)
+
+
+def test_random_filters_are_small_networks_of_a_voxel_and_its_six_neighbours() -> None:
+    """A voxel depends on no other one, and not all ROIs are filtered alike."""
+    torch.manual_seed(3)
+    image = torch.rand(2, 16, 16, 16)
+    image[1] = image[0]
+    torch.manual_seed(4)
+    first = random_filters(image)
+    assert not torch.equal(first[0], first[1])
+    assert first.min() >= 0
+    assert first.max() <= 1
+    changed = image.clone()
+    changed[:, 7, 7, 7] += 1e-3  # not a voxel by which the range is stretched
+    torch.manual_seed(4)
+    at = (random_filters(changed) != first).any(0).nonzero().float()
+    assert (at - 7).abs().sum(1).max() <= 1
+    assert len(at) > 1
 
 
 def slow_members(drawn: DrawnBatch, b: int, m: int, chosen: int) -> set[int]:

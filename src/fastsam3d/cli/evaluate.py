@@ -44,7 +44,7 @@ class ProtocolOptions:
         policy: Where clicks of the protocol clicks land: at the centre of the largest mistake,
             uniformly in the mistakes, or near the centre.
         seeds: Simulated users; by default 5 for random and jitter, else 1.
-        components: Every connected part of a label is a target, in place of the label.
+        components: Every connected part of a structure is a target, in its place.
         min_voxels: Smaller structures are no targets; by default 30, for cvpr25 1.
         limit_targets: At most so many targets per case, evenly spread over its structures.
     """
@@ -88,13 +88,15 @@ class ProtocolOptions:
 @Parameter(name="*", group="Cases")
 @dataclass(frozen=True, kw_only=True)
 class CaseOptions:
-    """Which cases.
+    """Which cases, and what in them is a structure.
 
     Attributes:
         split: Only the cases of this split: of manifest.csv, or Ts or Tr of an nnU-Net folder.
         subject: Regular expression; what it finds in a case name tells who was scanned.
         truth: Folder of the .npz files with the truth, where the cases' files have none.
         npz_spacing: Which axis comes first in the spacing of .npz files.
+        regions: CSV table of structures that are unions of labels (source, region, labels: names
+            or values, with ; between them), in place of the single labels of these sources.
         limit: Only the first cases.
     """
 
@@ -102,6 +104,7 @@ class CaseOptions:
     subject: str | None = None
     truth: Path | None = None
     npz_spacing: Literal["xyz", "zyx"] = "xyz"
+    regions: Path | None = None
     limit: int | None = None
 
 
@@ -152,6 +155,7 @@ def evaluate(
     """
     from fastsam3d.eval.evaluation import EvaluationOptions
     from fastsam3d.eval.groups import read_groups
+    from fastsam3d.eval.regions import read_regions
 
     options = EvaluationOptions(
         cases=cases,
@@ -164,6 +168,7 @@ def evaluate(
         truth=source.truth,
         subject_pattern=source.subject,
         spacing_order=source.npz_spacing,
+        regions=None if source.regions is None else read_regions(source.regions),
         limit=source.limit,
     )
     seen = None if groups is None else read_groups(groups)

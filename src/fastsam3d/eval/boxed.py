@@ -6,6 +6,7 @@ Arrays are (I, J, K) on the grid of the volume; a box is a `Region` inside of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from fastsam3d.prompts.simulate import bounding_box
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 Shape = tuple[int, int, int]
@@ -102,6 +105,23 @@ def boxed_labels(labels: NDArray[Any], *, min_voxels: int) -> dict[int, BoxedMas
         if mask.num_voxels >= min_voxels:
             found[value] = mask
     return found
+
+
+def union(masks: Iterable[BoxedMask], shape: Shape) -> BoxedMask:
+    """Return the voxels that are in any of the masks.
+
+    Args:
+        masks: On one grid; none of them gives an empty mask.
+        shape: Of that grid.
+    """
+    parts = [mask for mask in masks if not mask.region.is_empty]
+    if not parts:
+        return BoxedMask.empty(shape)
+    region = reduce(Region.union, (part.region for part in parts))
+    inside = np.zeros(region.shape, np.bool_)
+    for part in parts:
+        inside |= part.crop(region)
+    return BoxedMask(shape, region, inside)
 
 
 def components(mask: BoxedMask, *, min_voxels: int) -> list[BoxedMask]:

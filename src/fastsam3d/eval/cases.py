@@ -22,11 +22,13 @@ import numpy as np
 
 from fastsam3d.data.codec import decode_array, encode_array
 from fastsam3d.errors import DatasetError
+from fastsam3d.eval.regions import label_regions
 from fastsam3d.volume import Geometry, Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastsam3d.eval.regions import LabelRegion
     from fastsam3d.volume import Region
 
 CASE_PACK_FORMAT = 1
@@ -44,6 +46,7 @@ class EvalCase:
         label_names: Structure name per label value.
         subject: Who was scanned; several cases may share a subject. Empty: nobody else's.
         ignored: Label values that are no structures.
+        regions: Its structures where they are unions of labels; empty: every label is one.
         boxes: Boxes that come with the data, per label value; None where they are to be made of
             the truth.
         licence: Of the data, as stated in the manifest.
@@ -56,6 +59,7 @@ class EvalCase:
     label_names: dict[int, str] = field(default_factory=dict[int, str])
     subject: str = ""
     ignored: tuple[int, ...] = ()
+    regions: tuple[LabelRegion, ...] = ()
     boxes: dict[int, Region] | None = None
     licence: str = ""
 
@@ -68,8 +72,9 @@ class EvalCase:
             )
 
     def structure(self, label: int) -> str:
-        """Return the name of a label value."""
-        return self.label_names.get(label, f"label {label}")
+        """Return the name of a label value, or of the region that a number stands for."""
+        regions = {region.label: region.name for region in self.regions}
+        return regions.get(label) or self.label_names.get(label, f"label {label}")
 
 
 def read_case(image: Path, label: Path, name: str) -> EvalCase:
@@ -127,6 +132,7 @@ def write_case_pack(cases: list[EvalCase], path: Path) -> dict[str, int]:
                 "modality": case.volume.modality,
                 "image_dtype": case.volume.array.dtype.name,
                 "label_names": {str(k): v for k, v in case.label_names.items()},
+                "regions": {region.name: region.values for region in case.regions},
                 "image": image_header,
                 "label": label_header,
             }
@@ -179,6 +185,20 @@ def load_case(path: Path, number: int) -> EvalCase:
         return _load_case(_entries(path)[number], arrays, number)
 
 
+def entry_names(entry: dict[str, Any]) -> dict[int, str]:
+    """Return the structure name per label value from what a pack says of a case."""
+    return {int(value): name for value, name in entry["label_names"].items()}
+
+
+def entry_regions(entry: dict[str, Any]) -> tuple[LabelRegion, ...]:
+    """Return the regions from what a pack says of a case; older packs say nothing of them.
+
+    Raises:
+        DatasetError: They contradict each other.
+    """
+    return label_regions(entry.get("regions", {}), of=entry["case"])
+
+
 def _entries(path: Path) -> list[dict[str, Any]]:
     index_path = path.with_suffix(".json")
     for needed in (path, index_path):
@@ -199,7 +219,8 @@ def _load_case(entry: dict[str, Any], arrays: Any, number: int) -> EvalCase:
         source=entry["source"],
         volume=Volume(image.astype(entry["image_dtype"]), geometry, entry["modality"]),
         labels=labels,
-        label_names={int(k): v for k, v in entry["label_names"].items()},
+        label_names=entry_names(entry),
+        regions=entry_regions(entry),
         subject=entry.get("subject", ""),
         licence=entry["licence"],
     )

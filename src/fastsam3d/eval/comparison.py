@@ -15,6 +15,7 @@ from fastsam3d.errors import DatasetError
 from fastsam3d.eval.curves import arrange, figures
 from fastsam3d.eval.evaluation import RESULTS_FILE, RUN_FILE
 from fastsam3d.eval.outputs import model_name, read_json
+from fastsam3d.eval.regions import FIRST_UNION
 from fastsam3d.eval.results import read_rows
 from fastsam3d.eval.statistics import Estimate, estimate, macro_with_bootstrap
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fastsam3d.eval.results import ResultRow
+    from fastsam3d.eval.results import ResultRow, Target
 
 # What may differ between two runs that measure the same thing: who answers, where files lie, and
 # what chooses targets, which are compared themselves.
 _FREE_OPTIONS = frozenset(
     {
         *("model", "device", "zero_image", "mirrors"),
-        *("cases", "truth", "split", "limit"),
+        *("cases", "truth", "split", "limit", "regions"),
         *("protocol", "protocol.min_voxels", "protocol.max_targets"),
     }
 )
@@ -189,10 +190,17 @@ def _paired(
     first: Sequence[ResultRow], second: Sequence[ResultRow]
 ) -> tuple[tuple[list[ResultRow], list[ResultRow]], tuple[int, int]]:
     """Keep the rows of targets that both runs have; count the others."""
-    targets = {row.target for row in first}, {row.target for row in second}
+    targets = {_identity(row) for row in first}, {_identity(row) for row in second}
     common = targets[0] & targets[1]
-    kept = tuple([row for row in rows if row.target in common] for rows in (first, second))
+    kept = tuple([row for row in rows if _identity(row) in common] for rows in (first, second))
     return (kept[0], kept[1]), (len(targets[0] - common), len(targets[1] - common))
+
+
+def _identity(row: ResultRow) -> tuple[Target, str, float]:
+    """Return what two runs must share: the number of a union says not which values it has."""
+    if row.label < FIRST_UNION:
+        return row.target, "", 0.0
+    return row.target, row.structure, row.truth_ml
 
 
 def _check_protocols(first: dict[str, Any], second: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fastsam3d.eval.folders import CaseFile
     from fastsam3d.eval.groups import SeenGroups
     from fastsam3d.eval.playing import Event
+    from fastsam3d.eval.regions import RegionTable
     from fastsam3d.eval.results import ResultRow
     from fastsam3d.eval.runner import ClickSegmenter
     from fastsam3d.eval.summary import Summary
@@ -70,6 +71,7 @@ class EvaluationOptions:
         truth: Folder with the truth of challenge files.
         subject_pattern: What in a case name is the subject.
         spacing_order: Of challenge files.
+        regions: Which sources have regions in place of labels.
         limit: Only the first cases.
     """
 
@@ -83,6 +85,7 @@ class EvaluationOptions:
     truth: Path | None = None
     subject_pattern: str | None = None
     spacing_order: SpacingOrder = "xyz"
+    regions: RegionTable | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -153,8 +156,10 @@ def evaluate(
         on_progress: Called after every target and case.
 
     Raises:
-        ConfigError: The folder holds a run with other options, or `jobs` is below 1.
-        DatasetError: There is no case, no target, or no case that can be read.
+        ConfigError: The folder holds a run with other options, `jobs` is below 1, or cases have
+            regions that the protocol cannot play.
+        DatasetError: Regions do not fit the cases, or there is no case, no target, or no case that
+            can be read.
         FastSAM3DError: Whatever else the segmenter raises.
     """
     if jobs < 1:
@@ -192,8 +197,15 @@ def _cases(options: EvaluationOptions) -> list[CaseFile]:
         truth=options.truth,
         subject_pattern=options.subject_pattern,
         spacing_order=options.spacing_order,
-    )
-    return found[: options.limit]
+        regions=options.regions,
+    )[: options.limit]
+    with_regions = next((case.name for case in found if case.regions), None)
+    if options.protocol.name == "cvpr25" and with_regions is not None:
+        raise ConfigError(
+            f"The protocol cvpr25 gives every voxel to one class, but {with_regions} has regions, "
+            "which may overlap; choose another protocol, or cases without regions."
+        )
+    return found
 
 
 def _play(tasks: list[CaseTask], spec: Callable[[], ClickSegmenter], jobs: int) -> Iterator[Event]:
@@ -335,8 +347,9 @@ def _check_same(before: dict[str, Any], given: dict[str, Any], path: Path) -> No
     if before.get("format") != RUN_FORMAT:
         raise ConfigError(f"{path} holds a run of another version; choose another folder.")
     for part, values in given.items():
-        for name, value in _flat(values).items():
-            held = _flat(before[part]).get(name)
+        flat, flat_before = _flat(values), _flat(before[part])
+        for name in flat | flat_before:  # a table may have lost rows
+            held, value = flat_before.get(name), flat.get(name)
             if held != value:
                 raise ConfigError(
                     f"{path} holds a run with {part[:-1] if part == 'options' else 'hash'} "

@@ -18,6 +18,8 @@ from fastsam3d.errors import DatasetError
 from fastsam3d.eval.cases import (
     EvalCase,
     check_case_pack,
+    entry_names,
+    entry_regions,
     load_case,
     parse_label_names,
     read_case,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastsam3d.eval.challenge import SpacingOrder
+    from fastsam3d.eval.regions import LabelRegion, RegionTable
 
 Kind = Literal["volumes", "challenge", "pack"]
 IMAGE_FILE = "image.nii.gz"
@@ -49,6 +52,7 @@ class CaseFile:
         label: File of the truth; None where it is in `image`.
         label_names: Structure name per label value.
         ignored: Label values that are no structures.
+        regions: Its structures where they are unions of labels; empty: every label is one.
         licence: Of the data.
         number: Place in the case pack.
         spacing_order: Of a challenge file.
@@ -62,6 +66,7 @@ class CaseFile:
     label: Path | None = None
     label_names: dict[int, str] = field(default_factory=dict[int, str])
     ignored: tuple[int, ...] = ()
+    regions: tuple[LabelRegion, ...] = ()
     licence: str = ""
     number: int = 0
     spacing_order: SpacingOrder = "xyz"
@@ -75,7 +80,8 @@ class CaseFile:
             GeometryError: A file's geometry is impossible.
         """
         if self.kind == "pack":
-            return replace(load_case(self.image, self.number), subject=self.subject)
+            case = load_case(self.image, self.number)
+            return replace(case, subject=self.subject, regions=self.regions)
         if self.kind == "challenge":
             return self._read_challenge()
         assert self.label is not None, "found as a pair"  # noqa: S101 - own invariant
@@ -86,6 +92,7 @@ class CaseFile:
             source=self.source,
             label_names=self.label_names,
             ignored=self.ignored,
+            regions=self.regions,
             licence=self.licence,
         )
 
@@ -107,6 +114,7 @@ class CaseFile:
             volume=found.volume,
             labels=found.labels,
             label_names=self.label_names,
+            regions=self.regions,
             boxes=boxes,
             licence=self.licence,
         )
@@ -119,6 +127,7 @@ def find_cases(
     truth: Path | None = None,
     subject_pattern: str | None = None,
     spacing_order: SpacingOrder = "xyz",
+    regions: RegionTable | None = None,
 ) -> list[CaseFile]:
     """Find the cases of a folder or pack, in the order of their names (of the pack).
 
@@ -132,9 +141,11 @@ def find_cases(
         subject_pattern: A regular expression; what it finds in a case name is its subject, where
             the manifest names none.
         spacing_order: Of challenge files.
+        regions: Which sources have regions, in place of those of an nnU-Net folder or pack.
 
     Raises:
-        DatasetError: There is no case, a case name occurs twice, or the pattern is none.
+        DatasetError: There is no case, a case name occurs twice, the pattern is none, or regions
+            do not fit the cases.
     """
     if path.is_file():
         found = _pack_cases(path)
@@ -156,15 +167,22 @@ def find_cases(
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise DatasetError(f"Case {doubled[0]} occurs twice in {path}; choose one --split.")
+    if regions is not None:
+        found = [
+            replace(case, regions=own or case.regions)
+            for case, own in zip(found, regions.assign(found), strict=True)
+        ]
     return _with_subjects(found, subject_pattern)
 
 
 def fingerprint(cases: list[CaseFile]) -> str:
-    """Return a hash of the cases' names and file sizes, to notice that data have changed."""
+    """Return a hash of the cases' names, file sizes and regions, to notice other data."""
     digest = hashlib.sha256()
     for case in cases:
         sizes = [path.stat().st_size for path in (case.image, case.label) if path is not None]
         digest.update(f"{case.name} {case.number} {sizes}\n".encode())
+        for region in case.regions:
+            digest.update(f"{region.label} {region.name} {list(region.values)}\n".encode())
     return digest.hexdigest()
 
 
@@ -199,6 +217,7 @@ def _nnunet_cases(path: Path, split: str | None) -> Iterator[CaseFile]:
             label=label,
             label_names=dataset.label_names,
             ignored=dataset.ignored,
+            regions=dataset.regions,
             licence=dataset.licence,
         )
 
@@ -234,6 +253,8 @@ def _pack_cases(path: Path) -> list[CaseFile]:
             kind="pack",
             image=path,
             number=number,
+            label_names=entry_names(entry),
+            regions=entry_regions(entry),
             licence=entry["licence"],
         )
         for number, entry in enumerate(entries)

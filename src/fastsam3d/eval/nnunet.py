@@ -1,7 +1,7 @@
 """Data sets in nnU-Net's layout: ``imagesTs/<case>_0000.nii.gz``, ``labelsTs/<case>.nii.gz``.
 
 Source: documentation/dataset_format.md of github.com/MIC-DKFZ/nnUNet; ``dataset.json`` may be of
-version 1 (values name structures) or 2 (structures name values).
+version 1 (values name structures) or 2 (structures name values, or lists of them: regions).
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from fastsam3d.errors import DatasetError
+from fastsam3d.eval.regions import label_regions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from fastsam3d.eval.regions import LabelRegion
+
 CHANNEL = "_0000"
 """Only the first channel is evaluated: a segmenter sees one volume."""
 IGNORED_NAME = "ignore"
+BACKGROUND = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,7 @@ class NnunetDataset:
         name: Of the data set; empty if it has none.
         label_names: Structure name per label value, without the background.
         ignored: Label values of voxels that nobody labelled.
+        regions: Every structure, if any of them is a list of values; else empty.
         file_ending: Of images and labels.
         licence: Of the data.
     """
@@ -36,6 +41,7 @@ class NnunetDataset:
     name: str = ""
     label_names: dict[int, str] = field(default_factory=dict[int, str])
     ignored: tuple[int, ...] = ()
+    regions: tuple[LabelRegion, ...] = ()
     file_ending: str = ".nii.gz"
     licence: str = ""
 
@@ -44,7 +50,8 @@ def read_dataset_json(path: Path) -> NnunetDataset:
     """Read ``dataset.json``; a missing file leaves structures without names.
 
     Raises:
-        DatasetError: The file is no JSON object, or its labels are no mapping.
+        DatasetError: The file is no JSON object, its labels are no mapping, or a list among them
+            is no region.
     """
     if not path.is_file():
         return NnunetDataset()
@@ -56,11 +63,14 @@ def read_dataset_json(path: Path) -> NnunetDataset:
     labels = facts.get("labels")
     if not isinstance(labels, dict):
         raise DatasetError(f"{path} has no labels that map names and values; correct it.")
-    names = _label_names(cast("dict[str, Any]", labels))
+    given = cast("dict[str, Any]", labels)
+    names = _label_names(given)
+    ignored = tuple(value for value, name in names.items() if name == IGNORED_NAME)
     return NnunetDataset(
         name=str(facts.get("name", "")),
         label_names={v: name for v, name in names.items() if v > 0 and name != IGNORED_NAME},
-        ignored=tuple(v for v, name in names.items() if name == IGNORED_NAME),
+        ignored=ignored,
+        regions=label_regions(_regions(given, path), of=str(path), ignored=ignored),
         file_ending=str(facts.get("file_ending", ".nii.gz")),
         licence=str(facts.get("licence", facts.get("license", ""))),
     )
@@ -92,9 +102,31 @@ def find_pairs(
 def _label_names(labels: dict[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for key, value in labels.items():
+        if isinstance(value, list):
+            continue
         if key.isdigit():
             names[int(key)] = str(value)
         elif type(value) is int:
             names[value] = key
-        # Regions (lists of values) are unions of labels that are evaluated by themselves.
     return names
+
+
+def _regions(labels: dict[str, Any], path: Path) -> dict[str, list[int]]:
+    """Return the values of every structure if any is a list; else nothing.
+
+    ``regions_class_order`` says how predictions are written as one label map; the truth needs none.
+    """
+    if not any(isinstance(value, list) for value in labels.values()):
+        return {}
+    regions: dict[str, list[int]] = {}
+    for name, value in labels.items():
+        values = cast("list[Any]", value if isinstance(value, list) else [value])
+        are_whole = all(type(item) is int for item in values)
+        if not are_whole or (name == IGNORED_NAME and isinstance(value, list)):
+            raise DatasetError(
+                f"{path} gives {name!r} the values {value!r}; a region is a list of whole numbers, "
+                f"and {IGNORED_NAME!r} is one number."
+            )
+        if name != IGNORED_NAME and set(values) != {BACKGROUND}:
+            regions[name] = values
+    return regions

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.eval.boxed import BoxedMask, boxed_labels, components
+from fastsam3d.eval.boxed import BoxedMask, boxed_labels, components, union
 from fastsam3d.prompts.simulate import PLACEMENTS, Placement
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Target:
     """One structure of one case.
 
     Attributes:
-        label: Its label value.
-        component: 0 for the whole label, else 1, 2, ...: its parts, largest first.
+        label: Its label value, or what stands for a region; see `LabelRegion.label`.
+        component: 0 for the whole structure, else 1, 2, ...: its parts, largest first.
         truth: Where it is, on the case's grid.
     """
 
@@ -82,7 +82,7 @@ class InteractionProtocol:
         num_clicks: Clicks per structure; the mask after each is scored.
         placement: Where clicks land (protocol "clicks"; the others have their own rules).
         seeds: Simulated users, for placements that draw numbers; each plays every structure.
-        use_components: Every 26-connected part of a label is a target, in place of the label.
+        use_components: Every 26-connected part of a structure is a target, in its place.
         min_voxels: Smaller structures are no targets.
         max_targets: Targets per case, evenly spread over its structures; None = all.
 
@@ -131,11 +131,8 @@ class InteractionProtocol:
 
     def targets(self, case: EvalCase) -> list[Target]:
         """Return what is evaluated in a case: ascending labels, then components."""
-        labels = boxed_labels(case.labels, min_voxels=self.min_voxels)
         found: list[Target] = []
-        for label, truth in labels.items():
-            if label in case.ignored:
-                continue
+        for label, truth in self._structures(case).items():
             if not self.use_components:
                 found.append(Target(label=label, truth=truth))
                 continue
@@ -148,6 +145,19 @@ class InteractionProtocol:
             return found
         picks = np.linspace(0, len(found) - 1, self.max_targets).round().astype(int)
         return [found[pick] for pick in picks]
+
+    def _structures(self, case: EvalCase) -> dict[int, BoxedMask]:
+        """Return the regions of a case, or its labels if it has none, that are large enough."""
+        if not case.regions:
+            labels = boxed_labels(case.labels, min_voxels=self.min_voxels)
+            return {label: truth for label, truth in labels.items() if label not in case.ignored}
+        i, j, k = case.labels.shape
+        labels = boxed_labels(case.labels, min_voxels=1)  # small labels may make a large region
+        regions = {
+            region.label: union((labels[v] for v in region.values if v in labels), (i, j, k))
+            for region in case.regions
+        }
+        return {n: truth for n, truth in regions.items() if truth.num_voxels >= self.min_voxels}
 
 
 def user_rng(seed: int, case: EvalCase, target: Target) -> np.random.Generator:

@@ -30,8 +30,8 @@ class ResultRow:
         case: Case name.
         subject: Who was scanned; several cases may share a subject.
         source: Provenance group of the case.
-        label: Label value of the structure.
-        component: 0 = the whole label, else 1..n: its 26-connected parts, largest first.
+        label: Label value of the structure; for a region of several values a number from 65536.
+        component: 0 = the whole structure, else 1..n: its 26-connected parts, largest first.
         structure: Name of the structure.
         seed: Of the simulated user.
         round: 1 for the first click; 0 after a box.

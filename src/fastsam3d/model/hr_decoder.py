@@ -196,6 +196,19 @@ class FineInputs(NamedTuple):
     maps: Tensor
     full: Tensor
 
+    def central(self, side: int, whole: int) -> FineInputs:
+        """Return what is read for the central box of `side` of `whole` ROI voxels."""
+        quarter, half = (
+            (slice(None), slice(None), *(central_part(side // f, whole // f),) * 3) for f in (4, 2)
+        )
+        return FineInputs(self.quarter[quarter], self.skip2[half], self.maps[half], self.full[half])
+
+
+def central_part(side: int, whole: int) -> slice:
+    """Return the middle `side` of `whole` places."""
+    start = (whole - side) // 2
+    return slice(start, start + side)
+
 
 class HighResDecoder(nn.Module):
     """Mask logits at the full ROI resolution from an image embedding and prompts.
@@ -243,7 +256,12 @@ class HighResDecoder(nn.Module):
         self.register_buffer("grid_position", grid, persistent=False)
 
     def forward(
-        self, embedding: tuple[Tensor, ...], prompts: Prompts, *, multimask: bool
+        self,
+        embedding: tuple[Tensor, ...],
+        prompts: Prompts,
+        *,
+        multimask: bool,
+        fine_side: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Decode.
 
@@ -252,10 +270,13 @@ class HighResDecoder(nn.Module):
             prompts: Prompts of the same batch.
             multimask: Return all masks (the settled one first, then the candidates) rather than
                 only the settled one.
+            fine_side: Compute the finest stage, and so the logits, in the central box of this side
+                alone; a multiple of 8. What is computed is exact but for the box's outermost
+                voxels.
 
         Returns:
-            Mask logits (B, M, S, S, S), predicted quality (B, M) with M = 4 or 1, and the settled
-            mask's logits at a quarter of the resolution, (B, 1, S/4, S/4, S/4).
+            Mask logits (B, M, S, S, S), or of the box; predicted quality (B, M) with M = 4 or 1;
+            and the settled mask's logits at a quarter of the resolution, (B, 1, S/4, S/4, S/4).
         """
         tokens_BCIJK, skip8, skip4, skip2, full = embedding
         maps = self.maps(prompts)
@@ -269,6 +290,9 @@ class HighResDecoder(nn.Module):
         count = NUM_MASKS if multimask else 1
         quality = self.quality(tokens[:, 0])[:, :count]
         fine = FineInputs(self.up2.norm.activated(x), skip2, maps, full)
+        if fine_side is not None:
+            fine = fine.central(fine_side, self.image_size)
+            return self._fine_masks(fine, tokens[:, 1 : 1 + count]), quality, rough
         if self.is_limited and count == 1 and x.shape[0] == 1:
             return self._limited_masks(fine, rough, tokens[:, 1:2]), quality, rough
         return self._fine_masks(fine, tokens[:, 1 : 1 + count]), quality, rough

@@ -75,6 +75,9 @@ class RunConfig:
         rough_weight: Weight of the loss on the mask at a quarter of the resolution.
         regress_weight: Weight of the soft Dice lost by the last corrective click, where it was
             lost: a click should not make the mask worse.
+        fine_side: Side in voxels, a multiple of 8, of the central box of the ROI in which the
+            finest stage of `hr` models is computed and trained; outside of it the mask is that of
+            a quarter of the resolution, which is trained everywhere. None: the whole ROI.
         compile: Compile the stages (CUDA).
         compile_mode: How, see ``torch.compile``; ``reduce-overhead`` records CUDA graphs.
         inlined_reads: What a compiled stage makes of so many values or fewer, it makes again
@@ -83,6 +86,7 @@ class RunConfig:
         replay_muon: Record Muon's products as a CUDA graph, where the stages are compiled.
         fuse_adam: AdamW in one kernel (CUDA).
         time_convolutions: Let cuDNN choose its kernels by timing them (CUDA).
+        draw_workers: Processes that draw batches ahead (CUDA), for each training process.
         log_every, save_every: Steps between log lines and checkpoints.
         prompts, generator: Parts of their own.
     """
@@ -106,12 +110,14 @@ class RunConfig:
     candidate_weight: float = 0.5
     rough_weight: float = 0.3
     regress_weight: float = 0.0
+    fine_side: int | None = None
     compile: bool = True
     compile_mode: str = "default"
     inlined_reads: int = 8
     replay_muon: bool = True
     fuse_adam: bool = True
     time_convolutions: bool = False
+    draw_workers: int = 3
     log_every: int = 25
     save_every: int = 1000
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -120,6 +126,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.minutes <= 0:
             msg = f"A run needs num_steps or positive minutes, got {self.minutes}; set one."
+            raise ConfigError(msg)
+        size = self.generator.size
+        if self.fine_side is not None and (self.fine_side % 8 or not 0 < self.fine_side <= size):
+            msg = (
+                f"fine_side must be a multiple of 8 up to the ROI's side of {size} voxels, got "
+                f"{self.fine_side}; choose another or none."
+            )
             raise ConfigError(msg)
         if self.compile_mode not in COMPILE_MODES:
             msg = (
@@ -191,9 +204,13 @@ def _default() -> RunConfig:
 
 
 def _continue() -> RunConfig:
-    """A further run from earlier weights: more real images and drawn prompts, gentler rates."""
+    """A further run from earlier weights: more real images and drawn prompts, gentler rates.
+
+    CT is mostly shown as sessions show it.
+    """
     base = _default()
-    generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15)
+    degrade = replace(base.generator.degrade, share_focus=0.6, share_window=0.15, share_filter=0.2)
+    generator = replace(base.generator, num_shapes=3, num_painted=6, num_real=15, degrade=degrade)
     prompts = replace(
         base.prompts,
         round_shares=(0.36, 0.22, 0.15, 0.11, 0.07, 0.05, 0.04),

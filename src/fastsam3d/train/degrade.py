@@ -18,6 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 NUM_KNOTS = 6
+NUM_FILTERS = 4
+# Voxels on each side of the ROI centre, along each axis, whose median is the clicked tissue.
+FOCUS_REACH = 3
+FOCUS_HALF_WIDTH_HU = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,10 @@ class DegradeConfig:
         share_remap: ROIs whose intensities pass a random piecewise linear map.
         share_invert: ROIs with inverted intensities.
         share_window: CT ROIs shown through a random window.
+        share_focus: CT ROIs shown through the window of the tissue at the ROI centre, as sessions
+            show them, see `fastsam3d.preprocess.window`; none of these has a random window.
+        share_filter: ROIs whose voxels pass random filters of their neighbourhood, which changes
+            contrasts and textures but no borders.
     """
 
     share_blur: float = 0.3
@@ -49,6 +57,8 @@ class DegradeConfig:
     share_remap: float = 0.2
     share_invert: float = 0.12
     share_window: float = 0.35
+    share_focus: float = 0.0
+    share_filter: float = 0.0
 
 
 def draw_axis_matrices(
@@ -68,18 +78,19 @@ def draw_axis_matrices(
     )
     nearest = rng.random((batch, 1, 1)) < config.share_nearest
     phase = rng.uniform(0, 1, (batch, 3, 1)) * spacing[..., None]
-    out = np.arange(size)
-    slot = (out - phase) / spacing[..., None]
-    low = np.where(nearest, np.round(slot), np.floor(slot))
-    share = np.where(nearest, 0.0, slot - low)
     sigma = np.maximum(0.42 * spacing * rng.uniform(0.7, 1.1, (batch, 3)), 0.25)
+    matrices = np.tile(np.eye(size, dtype=np.float32), (batch, 3, 1, 1))
     # Unit spacing without blur is the identity: the slice phase must not shift the image.
-    plain = spacing <= 1.0
-    near = _profile(low * spacing[..., None] + phase, sigma, size)
-    far = _profile((low + 1) * spacing[..., None] + phase, sigma, size)
-    matrices = (1 - share[..., None]) * near + share[..., None] * far
-    matrices[plain] = np.eye(size)
-    return matrices.astype(np.float32)
+    changed = spacing > 1.0
+    step, phase, sigma = spacing[changed][:, None], phase[changed], sigma[changed]
+    is_nearest = np.broadcast_to(nearest[..., 0], (batch, 3))[changed][:, None]
+    slot = (np.arange(size) - phase) / step
+    low = np.where(is_nearest, np.round(slot), np.floor(slot))
+    share = np.where(is_nearest, 0.0, slot - low)[..., None]
+    near = _profile(low * step + phase, sigma, size)
+    far = _profile((low + 1) * step + phase, sigma, size)
+    matrices[changed] = (1 - share) * near + share * far
+    return matrices
 
 
 def _profile(
@@ -93,7 +104,7 @@ def _profile(
 
 
 def recolour(image: Tensor, is_ct: Tensor, *, config: DegradeConfig, ct_width: float) -> Tensor:
-    """Window, remap, invert and apply gamma.
+    """Window, filter, remap, invert and apply gamma.
 
     Args:
         image: Intensities of about 0..1, float32 (B, S, S, S).
@@ -111,14 +122,71 @@ def recolour(image: Tensor, is_ct: Tensor, *, config: DegradeConfig, ct_width: f
 
     centre = (1024.0 - 150.0 + 450.0 * draw()) / ct_width
     width = 200.0 * torch.exp(2.3 * draw()) / ct_width
+    chosen = draw()
+    if config.share_focus:
+        focus, focus_width = _focus_window(image, ct_width)
+        is_focus = chosen < config.share_focus
+        centre = torch.where(is_focus, focus, centre)
+        width = torch.where(is_focus, focus_width, width)
     windowed = ((image - centre) / width + 0.5).clamp(0, 1)
-    use = (draw() < config.share_window) & is_ct[:, None, None, None]
+    use = (chosen < config.share_focus + config.share_window) & is_ct[:, None, None, None]
     image = stretch(torch.where(use, windowed, image))
+    if config.share_filter:
+        image = torch.where(draw() < config.share_filter, random_filters(image), image)
     remapped = _remap(image, batch)
     image = torch.where(draw() < config.share_remap, remapped, image)
     image = torch.where(draw() < config.share_invert, 1 - image, image)
     gamma = torch.exp(config.gamma * torch.randn(batch, 1, 1, 1, device=device))
     return image.clamp(1e-4, 1).pow(gamma)
+
+
+def _focus_window(image: Tensor, ct_width: float) -> tuple[Tensor, Tensor]:
+    """Return centre and width of the window of the clicked tissue, up to a third off, (B, 1, 1, 1).
+
+    The session's rule, see `fastsam3d.preprocess.window`, on intensities of 0..1.
+    """
+    batch, middle = image.shape[0], image.shape[1] // 2
+    near = slice(middle - FOCUS_REACH, middle + FOCUS_REACH + 1)
+    tissue = image[:, near, near, near].flatten(1).median(1).values[:, None, None, None]
+    distance = (tissue * ct_width - 1024.0).abs()
+    off = torch.exp(0.3 * (2 * torch.rand(batch, 1, 1, 1, device=image.device) - 1))
+    return tissue, 2 * distance.clamp(min=FOCUS_HALF_WIDTH_HU) / ct_width * off
+
+
+def random_filters(image: Tensor) -> Tensor:
+    """Pass each ROI through a small random network of a voxel and its six neighbours.
+
+    What lies side by side and looks different still does, mostly; which of the two is brighter,
+    and how their textures look, is drawn anew.
+
+    Args:
+        image: Intensities in 0..1, float32 (B, S, S, S).
+
+    Returns:
+        Intensities in 0..1, same shape.
+
+    Source: random networks as augmentation, GIN (arXiv 2111.12525), with a smaller neighbourhood.
+    """
+    batch, device = image.shape[0], image.device
+    padded = functional.pad(image[:, None], (1,) * 6, mode="replicate")[:, 0] - 0.5
+    inner = slice(1, -1)
+    places: list[tuple[slice, ...]] = [(inner, inner, inner)]
+    for axis in range(3):
+        for side in (slice(0, -2), slice(2, None)):
+            places.append(tuple(side if a == axis else inner for a in range(3)))  # noqa: PERF401
+    weights = torch.randn(batch, NUM_FILTERS, len(places), device=device)
+    weights[:, :, 0] *= 2.0
+    shift = 0.3 * torch.randn(batch, NUM_FILTERS, device=device)
+    share = torch.randn(batch, NUM_FILTERS, device=device)
+    total = torch.zeros_like(image)
+    for n in range(NUM_FILTERS):
+        value = shift[:, n, None, None, None]
+        for m, place in enumerate(places):
+            value = value + weights[:, n, m, None, None, None] * padded[:, *place]
+        bent = functional.leaky_relu(value, 0.2)
+        total = total + share[:, n, None, None, None] * bent
+    kept = torch.rand(batch, 1, 1, 1, device=device)
+    return stretch(kept * image + (1 - kept) * stretch(total))
 
 
 def stretch(image: Tensor) -> Tensor:

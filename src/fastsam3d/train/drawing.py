@@ -21,6 +21,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.train.bank import BankCase, BankMap, Target, TrainingBank
 from fastsam3d.train.degrade import DegradeConfig, draw_axis_matrices
 from fastsam3d.train.shapes import (
+    FAR,
     MAX_REGIONS,
     NUM_IDS,
     PRIMITIVE_ID0,
@@ -155,7 +156,7 @@ class DrawnBatch:
         }
         return DrawnBatch(**moved)
 
-    def pin(self) -> DrawnBatch:
+    def pin_memory(self) -> DrawnBatch:
         """Return the batch in pinned memory."""
         return DrawnBatch(**{i.name: getattr(self, i.name).pin_memory() for i in fields(self)})
 
@@ -172,7 +173,8 @@ class BatchDrawer:
         """Draw one batch."""
         config, rng = self.config, self.rng
         batch = config.batch_size
-        shapes = draw_shapes(rng, batch, config.shapes)
+        # Real images have no shapes but lesions, which are drawn with their pose.
+        shapes = draw_shapes(rng, batch - config.num_real, config.shapes, num_empty=config.num_real)
         parents = np.full((batch, NUM_IDS), -1, np.int64)
         drawn = shapes.parents >= 0
         parents[:, PRIMITIVE_ID0:][drawn] = shapes.parents[drawn] + PRIMITIVE_ID0
@@ -183,6 +185,9 @@ class BatchDrawer:
         partner = np.zeros(batch, np.int64)
         first[config.num_shapes :] = posed.pop("first_id")
         partner[config.num_shapes :] = posed.pop("partner_id")
+        num_fields = rng.integers(2, MAX_REGIONS + 1, batch)
+        # Behind real images regions are neither seen nor asked for.
+        num_fields[batch - config.num_real :] = 1
         start, stop = self._draw_view()
         mode = rng.choice(3, (batch, config.num_targets), p=config.modes)
         return DrawnBatch(
@@ -198,7 +203,7 @@ class BatchDrawer:
                 * rng.uniform(0, config.shapes.warp, (batch, 1, 1, 1, 1))
             ),
             zoom=_tensor(rng.uniform(0.2, 1.0, batch)),
-            num_fields=_tensor(rng.integers(2, MAX_REGIONS + 1, batch)),
+            num_fields=_tensor(num_fields),
             is_lesion=_tensor(lesions),
             axis_matrices=_tensor(draw_axis_matrices(rng, batch, config.size, config.degrade)),
             view_start=_tensor(start),
@@ -243,7 +248,7 @@ class BatchDrawer:
     ) -> None:
         """Keep up to three blobs around the ROI centre as one object, or no primitive at all."""
         rng = self.rng
-        primitives[:, 9:12] = 100.0
+        primitives[:, 9:12] = FAR
         if not is_lesion:
             return
         radius = log_uniform(rng, (0.06, 0.4))

@@ -68,7 +68,10 @@ class Family(Protocol):
     def decode(
         self, parts: Parts, prompts: Prompts, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (N, M, S, S, S), quality (N, M), settled logits (N, 1, L, L, L)."""
+        """Return logits (N, M, S, S, S), quality (N, M), settled logits (N, 1, L, L, L).
+
+        Logits may be those of a central box of the ROI, with a side of its own.
+        """
         ...
 
     def prompts(self, prompts: Prompts, count: int) -> Prompts:
@@ -102,9 +105,9 @@ class HighResFamily:
         *(f"encoder.{name}." for name in ("skip8", "skip4", "skip2")),
     )
 
-    def __init__(self, model: HighResSam3D) -> None:
+    def __init__(self, model: HighResSam3D, fine_side: int | None = None) -> None:
         self.model: Model = model
-        self._net = model
+        self._net, self._fine_side = model, fine_side
 
     def encode(self, image: Tensor) -> Parts:
         """See `Family`."""
@@ -118,7 +121,7 @@ class HighResFamily:
         self, parts: Parts, prompts: Prompts, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Family`."""
-        return self._net.decoder(parts, prompts, multimask=multimask)
+        return self._net.decoder(parts, prompts, multimask=multimask, fine_side=self._fine_side)
 
     def prompts(self, prompts: Prompts, count: int) -> Prompts:
         """See `Family`."""
@@ -200,10 +203,16 @@ class OfficialFamily:
         return PRIOR_LOGIT * functional.avg_pool3d(mask, 2)
 
 
-def family_of(model: nn.Module) -> Family:
-    """Return the view of a model that training uses."""
+def family_of(model: nn.Module, fine_side: int | None = None) -> Family:
+    """Return the view of a model that training uses.
+
+    Args:
+        model: The network.
+        fine_side: Side of the central box in which `hr` models decode their finest stage, or None
+            for everywhere; official models have none.
+    """
     if isinstance(model, HighResSam3D):
-        return HighResFamily(model)
+        return HighResFamily(model, fine_side)
     return OfficialFamily(cast("SamMed3D", model))
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import queue
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import RunConfig, rate_factor
 from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
 from fastsam3d.train.families import Model, family_of
+from fastsam3d.train.feed import drawn_ahead
 from fastsam3d.train.muon import Muon, is_muon_parameter
 from fastsam3d.train.rendering import Renderer, TrainingBatch, Wrap
 from fastsam3d.train.state import load_state, save_state
@@ -33,7 +32,6 @@ from fastsam3d.train.task import Losses, Moment, SegmentationTask, Task
 
 CHECKPOINT = "checkpoint"
 AVERAGED = "averaged"
-PREFETCH = 6
 BUDGET_MARGIN = 0.97
 
 # From the model, the run, how to compile, and whether to compute in bfloat16.
@@ -107,11 +105,17 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             record = {"config": config.to_dict(), "facts": self.facts}
             (self.output / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        feed = _Feed(self.draw_for_step, self.step)
+        on_cuda = self.device.type == "cuda"
+        batches = drawn_ahead(
+            self.draw_for_step,
+            self.step,
+            workers=config.draw_workers if on_cuda else 0,
+            pin=on_cuda,
+        )
         started = calibrated = time.perf_counter()
         window = _Window()
         while self.num_steps is None or self.step < self.num_steps:
-            losses = self.train_step(feed.get(self.step), self.num_rounds(self.step))
+            losses = self.train_step(next(batches), self.num_rounds(self.step))
             self.step += 1
             window.add(losses)
             if self.num_steps is None:
@@ -227,8 +231,7 @@ class Trainer:
     def draw_for_step(self, step: int) -> DrawnBatch:
         """Draw the batch of one step; depends on nothing but seed, step and rank."""
         seed = hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF
-        drawn = BatchDrawer(self.bank, self.config.generator, seed=seed).draw()
-        return drawn.pin() if self.device.type == "cuda" else drawn
+        return BatchDrawer(self.bank, self.config.generator, seed=seed).draw()
 
     def _seed_device(self) -> None:
         seed = (self.config.seed * 1_000_003 + self.step) * 64 + self.rank
@@ -283,35 +286,11 @@ class _Window:
         return {n: round(float(torch.stack(v).mean()), 5) for n, v in self.values.items()}
 
 
-class _Feed:
-    """Draw batches ahead in a thread, in the order of the steps."""
-
-    def __init__(self, draw: Callable[[int], DrawnBatch], first_step: int) -> None:
-        self.queue: queue.Queue[tuple[int, DrawnBatch | Exception]] = queue.Queue(PREFETCH)
-        thread = threading.Thread(target=self._run, args=(draw, first_step), daemon=True)
-        thread.start()
-
-    def _run(self, draw: Callable[[int], DrawnBatch], step: int) -> None:
-        while True:
-            try:
-                item: DrawnBatch | Exception = draw(step)
-            except Exception as error:  # noqa: BLE001 - handed to the training thread by `get`
-                item = error
-            self.queue.put((step, item))
-            step += 1
-
-    def get(self, step: int) -> DrawnBatch:
-        drawn_step, item = self.queue.get()
-        if isinstance(item, Exception):
-            raise item
-        assert drawn_step == step
-        return item
-
-
 def _segmentation(
     model: Model, config: RunConfig, compile_with: Wrap | None, autocast: bool
 ) -> Task:
-    return SegmentationTask(family_of(model), config, compile_with=compile_with, autocast=autocast)
+    family = family_of(model, config.fine_side)
+    return SegmentationTask(family, config, compile_with=compile_with, autocast=autocast)
 
 
 def _compile(function: Callable[..., Any], *, config: RunConfig) -> Callable[..., Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fastsam3d.model.hr_decoder import central_part
 
 DICE_SMOOTH = 1.0
 BAND_WEIGHT = 4.0
@@ -42,13 +46,41 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     return (2 * (probabilities * truth).sum(axes) + DICE_SMOOTH) / (total + DICE_SMOOTH)
 
 
-def mask_losses(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+class Overlap(NamedTuple):
+    """Voxels of both masks, and of either one, each (B, 1)."""
+
+    both: Tensor
+    either: Tensor
+
+
+def rough_overlap(logits: Tensor, target: Tensor, inner_side: int) -> Overlap:
+    """Return how a rough mask and the target overlap outside of the central box of `inner_side`.
+
+    Args:
+        logits: (B, 1, S/4, S/4, S/4).
+        target: bool (B, S, S, S).
+        inner_side: In voxels of the target.
+    """
+    share = functional.avg_pool3d(target[:, None].float(), 4)[:, 0]
+    mask = (logits[:, 0] > 0).float()
+    inner = central_part(inner_side // 4, share.shape[-1])
+    outside = torch.full_like(share[:1], 4.0**3)
+    outside[:, inner, inner, inner] = 0
+    both, axes = mask * share, (1, 2, 3)
+    either = mask + share - both
+    return Overlap((both * outside).sum(axes)[:, None], (either * outside).sum(axes)[:, None])
+
+
+def mask_losses(
+    logits: Tensor, target: Tensor, weights: Tensor, beyond: Overlap | None = None
+) -> tuple[Tensor, Tensor]:
     """Return soft Dice loss plus weighted cross entropy, and the IoU of the thresholded mask.
 
     Args:
         logits: (B, M, S, S, S).
         target: bool (B, S, S, S).
         weights: Voxel weights of the cross entropy, float32 (B, S, S, S).
+        beyond: What the IoU counts besides, in voxels of these logits.
 
     Returns:
         Loss (B, M) with gradient, IoU (B, M) without.
@@ -66,6 +98,8 @@ def mask_losses(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor
         mask = logits > 0
         both = (mask & target[:, None]).sum(axes).float()
         either = (mask | target[:, None]).sum(axes).float()
+        if beyond is not None:
+            both, either = both + beyond.both, either + beyond.either
         iou = both / either.clamp(min=1)
     return dice + entropy, iou
 

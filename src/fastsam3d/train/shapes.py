@@ -29,6 +29,7 @@ WARP_SIDE = 9
 # One primitive: 9 inverse axes, 3 centre, half length, exponent, inner radius, draw-over flag.
 PRIMITIVE_VALUES = 16
 UNUSED_FIELD = -1.0e9
+FAR = 100.0  # where the centres of unused primitives are: nothing there is drawn
 
 FloatArray = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ class ShapeParameters:
     """Drawn shapes of B volumes.
 
     Attributes:
-        primitives: float32 (B, P, PRIMITIVE_VALUES); unused rows have a zero radius.
+        primitives: float32 (B, P, PRIMITIVE_VALUES); unused rows have their centre at `FAR`.
         parents: int64 (B, P): index of the enclosing primitive, -1 for none.
         groups: int64 (B, P): first primitive of the same object; a tube is one object.
     """
@@ -77,12 +78,15 @@ class ShapeParameters:
     groups: NDArray[np.int64]
 
 
-def draw_shapes(rng: np.random.Generator, count: int, config: ShapesConfig) -> ShapeParameters:
-    """Draw the primitives of `count` volumes."""
-    primitives = np.zeros((count, MAX_PRIMITIVES, PRIMITIVE_VALUES), np.float32)
-    primitives[:, :, 9:12] = 100.0  # far outside: never drawn
-    parents = np.full((count, MAX_PRIMITIVES), -1, np.int64)
-    groups = np.tile(np.arange(MAX_PRIMITIVES), (count, 1))
+def draw_shapes(
+    rng: np.random.Generator, count: int, config: ShapesConfig, *, num_empty: int = 0
+) -> ShapeParameters:
+    """Draw the primitives of `count` volumes, followed by some volumes that have none."""
+    total = count + num_empty
+    primitives = np.zeros((total, MAX_PRIMITIVES, PRIMITIVE_VALUES), np.float32)
+    primitives[:, :, 9:12] = FAR
+    parents = np.full((total, MAX_PRIMITIVES), -1, np.int64)
+    groups = np.tile(np.arange(MAX_PRIMITIVES), (total, 1))
     for b in range(count):
         row = 0
         for _ in range(rng.integers(config.num_tubes[0], config.num_tubes[1] + 1)):
@@ -150,6 +154,11 @@ def _tube(rng: np.random.Generator, config: ShapesConfig) -> FloatArray:
         at = at + heading * length
         radius *= rng.uniform(0.85, 1.05)
     return rows
+
+
+def is_drawn(primitives: Tensor) -> Tensor:
+    """Return which primitives (B, P, PRIMITIVE_VALUES) are used, bool (B, P)."""
+    return primitives[:, :, 9] < FAR
 
 
 def fill_labels(

@@ -9,7 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsam3d.train.shapes import FIELD_SIDE, PRIMITIVE_ID0, REGION_ID0, WARP_SIDE
+from fastsam3d.train.shapes import (
+    FIELD_SIDE,
+    PRIMITIVE_ID0,
+    REGION_ID0,
+    UNUSED_FIELD,
+    WARP_SIDE,
+    is_drawn,
+)
 
 BLOCK = 1024
 
@@ -36,7 +43,7 @@ def _sample(ptr, x, y, z, G: tl.constexpr):
 
 @triton.jit
 def _fill(
-    base_ptr, field_ptr, zoom_ptr, warp_ptr, prim_ptr, out_ptr,
+    base_ptr, field_ptr, num_fields_ptr, zoom_ptr, warp_ptr, prim_ptr, num_prims_ptr, out_ptr,
     S: tl.constexpr, K: tl.constexpr, F: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
     REGION0: tl.constexpr, PRIM0: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +65,7 @@ def _fill(
     zoom = tl.load(zoom_ptr + b)
     best = tl.full([BLOCK_SIZE], -3.0e38, tl.float32)
     label = tl.zeros([BLOCK_SIZE], tl.int32)
-    for f in range(K):
+    for f in range(tl.load(num_fields_ptr + b)):
         value = _sample(field_ptr + (b * K + f) * F * F * F, x * zoom, y * zoom, z * zoom, F)
         wins = value > best
         best = tl.where(wins, value, best)
@@ -66,7 +73,7 @@ def _fill(
     base = tl.load(base_ptr + b * S * S * S + n).to(tl.int32)
     label = tl.where(base > 0, base, label)
     free = tl.where(base > 0, 0.0, 1.0)
-    for p in range(P):
+    for p in range(tl.load(num_prims_ptr + b)):
         m = prim_ptr + (b * P + p) * 16
         ox = x - tl.load(m + 9)
         oy = y - tl.load(m + 10)
@@ -93,10 +100,19 @@ def fill_labels_cuda(
     """Fill label maps on the GPU; arguments and result as `fastsam3d.train.shapes.fill_labels`."""
     batch, side = base.shape[0], base.shape[1]
     out = torch.empty_like(base)
+    # Used ones come first: none behind the last is computed.
+    num_fields = _last_used(fields[:, :, 0, 0, 0] > UNUSED_FIELD)
+    num_primitives = _last_used(is_drawn(primitives))
     _fill[(side**3 // BLOCK, batch)](
-        base.contiguous(), fields.contiguous(), zoom.contiguous(), warp.contiguous(),
-        primitives.contiguous(), out,
+        base.contiguous(), fields.contiguous(), num_fields, zoom.contiguous(), warp.contiguous(),
+        primitives.contiguous(), num_primitives, out,
         S=side, K=fields.shape[1], F=FIELD_SIDE, W=WARP_SIDE, P=primitives.shape[1],
         REGION0=REGION_ID0, PRIM0=PRIMITIVE_ID0, BLOCK_SIZE=BLOCK,
     )  # fmt: skip
     return out
+
+
+def _last_used(used_BN: Tensor) -> Tensor:
+    """Return the number of the last used entry of each row, counted from 1; 0 for none."""
+    numbers = torch.arange(1, used_BN.shape[1] + 1, device=used_BN.device, dtype=torch.int32)
+    return (used_BN * numbers).amax(1)

@@ -20,11 +20,18 @@ from torch.nn import functional
 
 from fastsam3d.model import channels_last
 from fastsam3d.model.hr import previous_mask_map
-from fastsam3d.model.hr_decoder import Prompts
+from fastsam3d.model.hr_decoder import Prompts, central_part
 from fastsam3d.train.clicks import corrupted_masks, jittered_boxes, next_clicks
 from fastsam3d.train.config import MAX_POINTS, SCRIBBLE_TAIL, RunConfig
 from fastsam3d.train.families import Family, Parts
-from fastsam3d.train.losses import boundary_weights, mask_losses, rough_loss, soft_dice
+from fastsam3d.train.losses import (
+    Overlap,
+    boundary_weights,
+    mask_losses,
+    rough_loss,
+    rough_overlap,
+    soft_dice,
+)
 from fastsam3d.train.rendering import TrainingBatch, Wrap
 from fastsam3d.train.scribbles import draw_scribbles, scribble_points
 
@@ -79,7 +86,7 @@ class Answer(NamedTuple):
 
     Attributes:
         prompts: What the decoder was given.
-        logits: (N, M, S, S, S).
+        logits: (N, M, S, S, S), or of a central box.
         quality: (N, M).
         rough: (N, 1, S/4, S/4, S/4).
         targets: bool (N, S, S, S).
@@ -174,7 +181,7 @@ class SegmentationTask:
                 prompts = self.family.prompts(talk.prompts(), done + 1)
                 logits, _, rough = self.decode(frozen, prompts, False)
                 wanted = half if wish is None else wish(prompts, half)
-                shown, dice_before = self._see(logits, targets)
+                shown, dice_before = self._see(logits, rough, targets)
                 talk = self._correct(talk, (shown, rough), wanted, done + 1)
         prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
         logits, quality, rough = self.decode(parts, prompts, True)
@@ -258,11 +265,15 @@ class SegmentationTask:
         dice_before: Tensor,
         is_first: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        band = boundary_weights(targets)
-        settled, settled_iou = mask_losses(logits[:, :1], targets, band)
+        config, side = self.config, logits.shape[-1]
+        near, band = _central(targets, side), _central(boundary_weights(targets), side)
+        beyond, beyond_coarse = None, None
+        if side < targets.shape[-1]:
+            beyond = rough_overlap(rough, targets, side)
+            beyond_coarse = Overlap(*(part / 8 for part in beyond))
+        settled, settled_iou = mask_losses(logits[:, :1], near, band, beyond)
         candidates, candidate_iou = mask_losses(
-            _coarse(logits[:, 1:]), _coarse(targets), _coarse(band)
+            _coarse(logits[:, 1:]), _coarse(near), _coarse(band), beyond_coarse
         )
         iou = torch.cat((settled_iou, candidate_iou), 1)
         error = (quality.float() - iou).square()
@@ -273,7 +284,7 @@ class SegmentationTask:
 
         loss = mean(settled[:, 0]) + config.quality_weight * mean(error.mean(1))
         loss = loss + config.rough_weight * mean(rough_loss(rough, targets))
-        lost = dice_before - soft_dice(_coarse(logits[:, 0]), _coarse(targets))
+        lost = dice_before - soft_dice(_coarse(logits[:, 0]), _coarse(near))
         loss = loss + config.regress_weight * mean(lost.clamp(min=0))
         # Not `amin`: its gradient divides by the number of entries equal to the minimum, and a
         # compiled backward pass that recomputes them may find none: 0 / 0.
@@ -289,10 +300,28 @@ def _half_grid(targets: Tensor) -> Tensor:
     return functional.avg_pool3d(targets[:, None].float(), 2)[:, 0] > HALF_GRID_SHARE
 
 
-def _see(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a user sees of masks (N, 1, S, S, S), and their soft Dice (N,)."""
+def _see(logits: Tensor, rough: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a user sees of masks at half resolution (N, 1, S/2, ...), and their soft Dice.
+
+    Where logits are those of a central box, what is seen around it is rough, and Dice (N,) is that
+    of the box.
+    """
+    side, whole = logits.shape[-1], targets.shape[-1]
+    dice = soft_dice(_coarse(logits[:, 0]), _coarse(_central(targets, side)))
     shown = previous_mask_map(torch.sigmoid(logits.float()))
-    return shown, soft_dice(_coarse(logits[:, 0]), _coarse(targets))
+    if side < whole:
+        around = functional.interpolate(rough.float(), scale_factor=2, mode="trilinear")
+        around = 2 * torch.sigmoid(around) - 1
+        part = central_part(side // 2, whole // 2)
+        around[..., part, part, part] = shown
+        shown = around
+    return shown, dice
+
+
+def _central(values: Tensor, side: int) -> Tensor:
+    """Return the central cube of `side` voxels along the last three axes."""
+    part = central_part(side, values.shape[-1])
+    return values[..., part, part, part]
 
 
 def _coarse(values: Tensor) -> Tensor:
