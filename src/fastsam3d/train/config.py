@@ -229,6 +229,11 @@ def _continue() -> RunConfig:
     )
 
 
+def _polish() -> RunConfig:
+    """A last run from trained weights, at rates so low that nothing they know is lost at first."""
+    return replace(_continue(), muon_rate=0.003, adam_rate=2e-4, decay_share=1.0)
+
+
 def _compat_teacher() -> RunConfig:
     """A teacher of the official architecture, trained on the same data as our own."""
     return replace(_default(), model="sam_med3d_b")
@@ -238,6 +243,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "debug": _debug,
     "default": _default,
     "continue": _continue,
+    "polish": _polish,
     "compat_teacher": _compat_teacher,
 }
 
