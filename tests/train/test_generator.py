@@ -13,13 +13,15 @@ from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, draw_axis_matrices
 from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
-from fastsam3d.train.rendering import Renderer, _positions
+from fastsam3d.train.rendering import Renderer, _paint_lesions, _positions
 from fastsam3d.train.shapes import (
+    FIELD_SIDE,
     PRIMITIVE_ID0,
     REGION_ID0,
     ShapesConfig,
     draw_shapes,
     fill_labels,
+    is_drawn,
 )
 from tests.train.toy import SIZE, toy_case
 
@@ -165,3 +167,44 @@ def test_any_stream_may_be_left_out(bank: TrainingBank, counts: tuple[int, int, 
 def test_a_generator_that_cannot_work_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("share_tube", [0.0, 1.0])
+def test_lesions_lie_at_the_centre_however_the_shapes_are_warped(
+    bank: TrainingBank, share_tube: float
+) -> None:
+    shapes = replace(CONFIG.shapes, warp=0.3)
+    config = replace(CONFIG, share_lesion=1.0, share_lesion_tube=share_tube, shapes=shapes)
+    found = 0
+    for seed in range(6):
+        drawn = BatchDrawer(bank, config, seed=seed).draw()
+        blank = torch.zeros(config.batch_size, SIZE, SIZE, SIZE, dtype=torch.int16)
+        fields = torch.zeros(config.batch_size, 1, FIELD_SIDE, FIELD_SIDE, FIELD_SIDE)
+        ids = fill_labels(blank, fields, drawn.zoom.float(), drawn.shape_warp, drawn.primitives)
+        middle = SIZE // 2
+        found += int((ids[-config.num_real :, middle, middle, middle] >= PRIMITIVE_ID0).sum())
+    total = 6 * config.num_real
+    # Blobs may lie beside each other and all beside the centre; a tube leads through it.
+    assert found == total if share_tube else found > 0.8 * total
+
+
+def test_a_tube_is_one_object_thinner_than_long(bank: TrainingBank) -> None:
+    config = replace(CONFIG, share_lesion=1.0, share_lesion_tube=1.0)
+    drawn = BatchDrawer(bank, config, seed=1).draw()
+    used = is_drawn(drawn.primitives)[-config.num_real :]
+    assert (used.sum(1) == config.shapes.tube_segments).all()
+    values = drawn.value_of_id[-config.num_real :, PRIMITIVE_ID0:][used]
+    assert (values == PRIMITIVE_ID0).all()
+
+
+def test_a_lesion_may_show_what_another_roi_shows() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(3, 16, 16, 16)
+    image[2] = (torch.arange(16) % 2).float()  # stripes along the last axis
+    lesion = torch.zeros(3, 16, 16, 16, dtype=torch.bool)
+    lesion[0, 4:12, 4:12, 4:12] = True
+    painted = _paint_lesions(image, lesion, 1.0)
+    assert torch.equal(painted[~lesion], image[~lesion])
+    inside = painted[0, 4:12, 4:12, 4:12] - image[0, 4:12, 4:12, 4:12]
+    stripes = inside.mean((0, 1))
+    assert (stripes[::2].mean() - stripes[1::2].mean()).abs() > 0.01

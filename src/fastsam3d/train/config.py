@@ -230,8 +230,20 @@ def _continue() -> RunConfig:
 
 
 def _polish() -> RunConfig:
-    """A last run from trained weights, at rates so low that nothing they know is lost at first."""
-    return replace(_continue(), muon_rate=0.003, adam_rate=2e-4, decay_share=1.0)
+    """A last run from trained weights, at rates so low that nothing they know is lost at first.
+
+    More of what no scan has shown, since longer runs learnt their scans by heart.
+    """
+    base = _continue()
+    generator = replace(
+        base.generator,
+        num_painted=9,
+        num_real=12,
+        share_lesion=0.25,
+        share_lesion_tube=0.3,
+        share_lesion_texture=0.5,
+    )
+    return replace(base, muon_rate=0.003, adam_rate=2e-4, decay_share=1.0, generator=generator)
 
 
 def _compat_teacher() -> RunConfig:

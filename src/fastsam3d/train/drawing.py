@@ -25,9 +25,11 @@ from fastsam3d.train.shapes import (
     MAX_REGIONS,
     NUM_IDS,
     PRIMITIVE_ID0,
+    PRIMITIVE_VALUES,
     WARP_SIDE,
     ShapesConfig,
     draw_shapes,
+    draw_tube,
     log_uniform,
 )
 
@@ -46,6 +48,9 @@ class GeneratorConfig:
         num_real: ROIs of real images.
         share_supervoxel: Share of the real ROIs whose targets are supervoxels.
         share_lesion: Share of the real ROIs with a painted lesion as target.
+        share_lesion_tube: Share of those whose lesion is a tube, thin as a vessel may be.
+        share_lesion_texture: Share of those filled with what another ROI of the batch shows, in
+            place of smooth noise.
         num_targets: Targets per ROI.
         object_share: Range of object extent over ROI side (log-uniform); above 1 it is cut off.
         rotation_deg: Standard deviation of the rotation of real images and of painted maps.
@@ -65,6 +70,8 @@ class GeneratorConfig:
     num_real: int = 13
     share_supervoxel: float = 0.3
     share_lesion: float = 0.1
+    share_lesion_tube: float = 0.0
+    share_lesion_texture: float = 0.0
     num_targets: int = 2
     object_share: tuple[float, float] = (0.07, 1.3)
     rotation_deg: tuple[float, float] = (12.0, 50.0)
@@ -181,6 +188,10 @@ class BatchDrawer:
         values = np.tile(np.arange(NUM_IDS, dtype=np.int64), (batch, 1))
         values[:, PRIMITIVE_ID0:] = PRIMITIVE_ID0 + shapes.groups
         posed, lesions = self._draw_posed(shapes.primitives, values)
+        shape_warp = rng.standard_normal((batch, 3, WARP_SIDE, WARP_SIDE, WARP_SIDE))
+        shape_warp *= rng.uniform(0, config.shapes.warp, (batch, 1, 1, 1, 1))
+        if config.num_real:
+            _follow_warp(shapes.primitives[-config.num_real :], shape_warp[-config.num_real :])
         first = np.zeros(batch, np.int64)
         partner = np.zeros(batch, np.int64)
         first[config.num_shapes :] = posed.pop("first_id")
@@ -198,10 +209,7 @@ class BatchDrawer:
             parent_of_id=_tensor(parents),
             mode=_tensor(mode),
             primitives=_tensor(shapes.primitives),
-            shape_warp=_tensor(
-                rng.standard_normal((batch, 3, WARP_SIDE, WARP_SIDE, WARP_SIDE))
-                * rng.uniform(0, config.shapes.warp, (batch, 1, 1, 1, 1))
-            ),
+            shape_warp=_tensor(shape_warp),
             zoom=_tensor(rng.uniform(0.2, 1.0, batch)),
             num_fields=_tensor(num_fields),
             is_lesion=_tensor(lesions),
@@ -246,18 +254,33 @@ class BatchDrawer:
     def _make_lesion(
         self, primitives: NDArray[np.float32], values: NDArray[np.int64], *, is_lesion: bool
     ) -> None:
-        """Keep up to three blobs around the ROI centre as one object, or no primitive at all."""
-        rng = self.rng
+        """Keep one object around the ROI centre, blobs or a tube, or no primitive at all."""
         primitives[:, 9:12] = FAR
         if not is_lesion:
             return
+        is_tube = (
+            self.config.share_lesion_tube and self.rng.random() < self.config.share_lesion_tube
+        )
+        rows = self._tube_through_centre() if is_tube else self._blobs_around_centre()
+        rows[:, 15] = 1.0
+        primitives[: len(rows)] = rows
+        values[PRIMITIVE_ID0 : PRIMITIVE_ID0 + len(rows)] = PRIMITIVE_ID0
+
+    def _blobs_around_centre(self) -> NDArray[np.float32]:
+        rng = self.rng
         radius = log_uniform(rng, (0.06, 0.4))
-        for row in range(int(rng.integers(1, 4))):
+        rows = np.zeros((int(rng.integers(1, 4)), PRIMITIVE_VALUES), np.float32)
+        for row in rows:
             axes = radius * np.exp(rng.uniform(-0.4, 0.4, 3))
-            primitives[row, :9] = (_random_rotation(rng, 60.0) / axes[:, None]).ravel()
-            primitives[row, 9:12] = rng.uniform(-0.5, 0.5, 3) * radius
-            primitives[row, 12:] = (0.0, 2.0, 0.0, 1.0)
-            values[PRIMITIVE_ID0 + row] = PRIMITIVE_ID0
+            row[:9] = (_random_rotation(rng, 60.0) / axes[:, None]).ravel()
+            row[9:12] = rng.uniform(-0.5, 0.5, 3) * radius
+            row[13] = 2.0
+        return rows
+
+    def _tube_through_centre(self) -> NDArray[np.float32]:
+        rows = draw_tube(self.rng, self.config.shapes)
+        rows[:, 9:12] -= rows[self.rng.integers(len(rows)), 9:12]
+        return rows
 
     def _pose(
         self, case: BankCase, bank_map: BankMap, target: Target, *, is_real: bool
@@ -306,6 +329,12 @@ class BatchDrawer:
         cut = rng.random(shape) < config.share_cut_view
         stop = np.where(cut, config.size - rng.integers(0, half - 3, shape), config.size)
         return start, stop
+
+
+def _follow_warp(primitives: NDArray[np.float32], shape_warp: NDArray[np.float64]) -> None:
+    """Move the primitives (R, P, values), in place, so that the ROI centre stays where it is."""
+    middle = WARP_SIDE // 2
+    primitives[:, :, 9:12] += shape_warp[:, None, :, middle, middle, middle]
 
 
 def _random_rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:

@@ -174,7 +174,7 @@ def _paint_all(ids: Tensor, real: Tensor, drawn: DrawnBatch, config: GeneratorCo
     if not config.num_real:
         return image
     lesion = ids[num_synthetic:] >= PRIMITIVE_ID0
-    return torch.cat((image, _paint_lesions(real, lesion)))
+    return torch.cat((image, _paint_lesions(real, lesion, config.share_lesion_texture)))
 
 
 def _draw_palette(value_of_id: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ def _smooth_noise(lead: tuple[int, int], size: int, device: torch.device) -> Ten
     return 0.8 * total
 
 
-def _paint_lesions(image: Tensor, lesion: Tensor) -> Tensor:
+def _paint_lesions(image: Tensor, lesion: Tensor, share_texture: float) -> Tensor:
     count, device = image.shape[0], image.device
     middle = image.shape[-1] // 2
     near = slice(middle - 6, middle + 7)
@@ -215,6 +215,12 @@ def _paint_lesions(image: Tensor, lesion: Tensor) -> Tensor:
     contrast = sign * (0.2 + 1.0 * torch.rand(count, 1, 1, 1, device=device)) * spread
     opacity = 0.6 + 0.4 * torch.rand(count, 1, 1, 1, device=device)
     texture = _smooth_noise((count, 1), image.shape[-1], device)[:, 0]
+    if share_texture:
+        other = image.roll(1, 0).flip(1)  # what is shown beside, so that no pose is drawn for it
+        deviation, mean = torch.std_mean(other[:, ::4, ::4, ::4], (1, 2, 3), keepdim=True)
+        other = (other - mean) / deviation.clamp(min=1e-3)
+        is_other = torch.rand(count, 1, 1, 1, device=device) < share_texture
+        texture = torch.where(is_other, other, texture)
     texture = texture * spread * 0.3 * torch.rand(count, 1, 1, 1, device=device)
     painted = (1 - opacity) * image + opacity * host + contrast + texture
     return torch.where(lesion, painted, image)

@@ -90,7 +90,7 @@ def draw_shapes(
     for b in range(count):
         row = 0
         for _ in range(rng.integers(config.num_tubes[0], config.num_tubes[1] + 1)):
-            segments = _tube(rng, config)
+            segments = draw_tube(rng, config)
             primitives[b, row : row + len(segments)] = segments
             groups[b, row : row + len(segments)] = row
             row += len(segments)
@@ -136,7 +136,8 @@ def _blob(
     return values, parent
 
 
-def _tube(rng: np.random.Generator, config: ShapesConfig) -> FloatArray:
+def draw_tube(rng: np.random.Generator, config: ShapesConfig) -> FloatArray:
+    """Draw the segments of a tube, primitives (segments, PRIMITIVE_VALUES)."""
     radius = log_uniform(rng, config.tube_radius)
     rows = np.empty((config.tube_segments, PRIMITIVE_VALUES), np.float32)
     at = rng.uniform(-0.8, 0.8, 3)
@@ -158,7 +159,7 @@ def _tube(rng: np.random.Generator, config: ShapesConfig) -> FloatArray:
 
 def is_drawn(primitives: Tensor) -> Tensor:
     """Return which primitives (B, P, PRIMITIVE_VALUES) are used, bool (B, P)."""
-    return primitives[:, :, 9] < FAR
+    return primitives[:, :, 9] < FAR / 2
 
 
 def fill_labels(
