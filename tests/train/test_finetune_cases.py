@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fastsam3d.errors import ConfigError, DatasetError, FastSAM3DError
 from fastsam3d.eval.folders import CaseFile
+from fastsam3d.eval.protocol import InteractionProtocol
 from fastsam3d.io import write_mask
 from fastsam3d.train.finetune_cases import CaseOptions, prepare_cases, split_cases
 from fastsam3d.train.pack import load_pack, read_index
@@ -86,6 +88,24 @@ def test_of_an_nnunet_folder_the_test_cases_stay_unseen(tmp_path: Path) -> None:
     (entry,) = read_index(prepared.pack)["cases"]
     assert (entry["source"], entry["licence"]) == ("Balls", "CC-BY-4.0")
     assert entry["label"]["names"] == {"2": "ball"}
+
+
+def test_where_labels_are_lists_each_value_is_trained_on_and_the_unions_are_measured(
+    tmp_path: Path,
+) -> None:
+    write_nnunet(tmp_path / "set", train=2, test=0)
+    path = tmp_path / "set/dataset.json"
+    dataset = json.loads(path.read_text(encoding="utf-8"))
+    dataset["labels"] = {"background": 0, "all of it": [1, 2], "core": [2]}
+    path.write_text(json.dumps(dataset), encoding="utf-8")
+    prepared = prepare_cases(tmp_path / "set", tmp_path / "out", CaseOptions(held_out=0.5))
+    (case,) = load_pack(prepared.pack)
+    assert case.labels is not None
+    truth = prepared.held_out[0].read()
+    assert set(case.labels.values) == set(np.unique(truth.labels).tolist()) - {0}
+    measured = {truth.structure(t.label) for t in InteractionProtocol(num_clicks=1).targets(truth)}
+    assert measured <= {"all of it", "core"}
+    assert "all of it" in measured
 
 
 def test_ct_is_told_by_its_air_and_licences_are_not_invented(tmp_path: Path) -> None:
