@@ -5,9 +5,6 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/model/test_finest_kernel.py``.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,14 +12,9 @@ from torch import Tensor
 from fastsam3d.model.config import HighResConfig, ModelConfig
 from fastsam3d.model.fused_hr import RowHighResDecoder
 from fastsam3d.model.hr_decoder import HighResDecoder, Prompts
+from tests.triton import DEVICE, needs_triton
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None
-    or not (HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1"),
-    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-)
+pytestmark = needs_triton
 CONFIG = ModelConfig(
     name="toy",
     family="hr",

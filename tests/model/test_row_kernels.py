@@ -5,8 +5,6 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/model/test_row_kernels.py``.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from itertools import product
 
 import pytest
@@ -16,21 +14,17 @@ from torch import nn
 from fastsam3d.model import row_ops
 from fastsam3d.model.fused_tokens import RowTwoWayTransformer
 from fastsam3d.model.row_ops import FEW_ROWS, RowLinear, row_attention
+from fastsam3d.model.triton_kernels import load_kernels
 from fastsam3d.model.two_way import TwoWayTransformer3D
+from tests.triton import DEVICE, HAS_GPU, needs_triton
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None
-    or not (HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1"),
-    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-)
+pytestmark = needs_triton
 DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
 
 
 def both_ways(function, monkeypatch: pytest.MonkeyPatch):
     """Return what the kernels and what the references make."""
-    row_ops.load_kernels()
+    load_kernels(row_ops.KERNELS)
     found = []
     for is_served in (True, False):
         monkeypatch.setattr(row_ops, "_is_served", lambda *_, is_served=is_served: is_served)

@@ -5,8 +5,6 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/model/test_sparse_attention_ker
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from math import prod
 
 import pytest
@@ -14,14 +12,10 @@ import torch
 
 from fastsam3d.model.sparse_attention import RelativeBias, sparse_attention
 from fastsam3d.model.sparse_attention_pattern import Branch, Grid, SparsePattern
+from tests.triton import DEVICE, needs_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None
-        or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"),
-        reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-    ),
+    needs_triton,
     # The interpreter is numpy, which warns of groups without any token and of old idioms.
     pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning"),
     # The first matrix product of the process may come from the thread of the backward pass.

@@ -5,24 +5,16 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/model/test_turned_heads_kernel.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fastsam3d.model import turned_heads
 from fastsam3d.model.hr_layers import rotate
+from fastsam3d.model.triton_kernels import load_kernels
+from tests.triton import DEVICE, HAS_GPU
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
 DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
-needs_kernel = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None
-    or not (HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1"),
-    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-)
 
 
 def readable(
@@ -34,7 +26,7 @@ def readable(
     return [part.to(qkv.dtype) for part in (*turned, v)]
 
 
-@pytest.mark.parametrize("is_served", [False, pytest.param(True, marks=needs_kernel)])
+@pytest.mark.parametrize("is_served", [False, pytest.param(True, marks=needs_triton)])
 @pytest.mark.parametrize("depth", [16, 24, 64])
 def test_queries_keys_and_values(
     depth: int, is_served: bool, monkeypatch: pytest.MonkeyPatch
@@ -48,7 +40,7 @@ def test_queries_keys_and_values(
     waves = angles.cos(), angles.sin()
     qkv = 3 + torch.randn(2, 21, 3 * 2 * depth, device=DEVICE, dtype=DTYPE)
     if is_served:
-        turned_heads.load_kernel()
+        load_kernels(turned_heads.KERNELS)
     monkeypatch.setattr(turned_heads, "_is_served", lambda _: is_served)
     with torch.inference_mode():
         wanted = readable(qkv, norms, waves, 2)

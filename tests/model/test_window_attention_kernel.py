@@ -5,21 +5,14 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/model/test_window_attention_ker
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 
 from fastsam3d.model import window_attention
 from fastsam3d.model.window_attention import WindowAttention
+from tests.triton import HAS_GPU, needs_triton
 
-HAS_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None
-    or not (HAS_GPU or os.environ.get("TRITON_INTERPRET") == "1"),
-    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-)
+pytestmark = needs_triton
 
 
 def both_paths(

@@ -5,20 +5,15 @@ Without a GPU: ``TRITON_INTERPRET=1 pytest tests/session/test_mask_bits_kernel.p
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import importlib
 
 import pytest
 import torch
 
 from fastsam3d.session.mask_bits import pack_mask
+from tests.triton import DEVICE, needs_triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None
-    or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"),
-    reason="needs Triton, and a GPU or TRITON_INTERPRET=1",
-)
+pytestmark = needs_triton
 
 
 def packed(logits: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

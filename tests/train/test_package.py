@@ -109,6 +109,8 @@ def test_card_asks_for_ct_windows_where_the_run_has_shown_them(card_of) -> None:
     hidden = "generator.degrade.share_window=0.0"
     assert shown.preprocessing.ct_window_hu == 150.0
     assert card_of(hidden).preprocessing.ct_window_hu is None
+    focused = card_of(hidden, "generator.degrade.share_focus=0.5")
+    assert focused.preprocessing.ct_window_hu == 150.0
     assert card_of(hidden, start=shown).preprocessing.ct_window_hu == 150.0
 
 

@@ -95,6 +95,24 @@ class _JointTwoWayBlock(nn.Module):
         return pair[1], images, (*placed, *plain)
 
 
+def following_reads(
+    transformer: TwoWayTransformer3D,
+) -> list[tuple[list[nn.Linear], list[nn.Linear]]]:
+    """Return, for each block, what the next attention projects of its tokens.
+
+    They can be projected as soon as they are ready.
+
+    Returns:
+        Layers of the tokens with their position, and of the tokens alone.
+    """
+    blocks = cast("list[TwoWayBlock]", list(transformer.layers))
+    following = [
+        ([block.self_attn.q_proj, block.self_attn.k_proj], [block.self_attn.v_proj])
+        for block in blocks[1:]
+    ]
+    return [*following, ([transformer.final_attn_token_to_image.q_proj], [])]
+
+
 class JointTwoWayTransformer(nn.Module):
     """`TwoWayTransformer3D` with its weights, joined.
 
@@ -107,14 +125,9 @@ class JointTwoWayTransformer(nn.Module):
         blocks = cast("list[TwoWayBlock]", list(transformer.layers))
         first, last = blocks[0].self_attn, transformer.final_attn_token_to_image
         self.first = joined([first.q_proj, first.k_proj, first.v_proj])
-        # What the next attention reads of the tokens is projected as soon as they are ready.
-        following = [
-            ([block.self_attn.q_proj, block.self_attn.k_proj], [block.self_attn.v_proj])
-            for block in blocks[1:]
-        ]
         self.layers = nn.ModuleList(
             _JointTwoWayBlock(block, *reads)
-            for block, reads in zip(blocks, [*following, ([last.q_proj], [])], strict=True)
+            for block, reads in zip(blocks, following_reads(transformer), strict=True)
         )
         self.last_reads = JointReads([last.k_proj], [last.v_proj])
         self.last_out = last.out_proj

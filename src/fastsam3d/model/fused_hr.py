@@ -7,8 +7,6 @@ half-resolution grid, S side of the ROI.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -44,6 +42,7 @@ from fastsam3d.model.hr_decoder import (
 )
 from fastsam3d.model.hr_layers import PositionEncoding, ResidualConv, Upsample
 from fastsam3d.model.inference_ops import GridNorm
+from fastsam3d.model.triton_kernels import load_kernels
 
 
 class RowHighResDecoder(nn.Module):
@@ -81,9 +80,7 @@ class RowHighResDecoder(nn.Module):
 
     def use_kernel(self) -> None:
         """Take the Triton kernels of the finest stage where they serve."""
-        if find_spec("triton") is not None:
-            # Registers the operator; not while a compiler traces the forward pass.
-            self._kernel = import_module("fastsam3d.model.finest_kernel")
+        self._kernel = load_kernels("fastsam3d.model.finest_kernel")
 
     def forward(
         self, parts: tuple[Tensor, ...], prompts: Prompts, *, multimask: bool

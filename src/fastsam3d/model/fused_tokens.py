@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastsam3d.model.fused_attention import following_reads
 from fastsam3d.model.fused_layers import joined, linear_of, project, split
 from fastsam3d.model.hr_decoder import DECODER_HEADS, TwoWayLayer
 from fastsam3d.model.hr_layers import TrunkBlock
@@ -150,16 +151,11 @@ class RowTwoWayTransformer(nn.Module):
         blocks = cast("list[TwoWayBlock]", list(transformer.layers))
         first, last = blocks[0].self_attn, transformer.final_attn_token_to_image
         self.first = RowLinear(joined([first.q_proj, first.k_proj, first.v_proj]))
-        # What the next attention reads of the tokens is projected as soon as they are ready.
-        following = [
-            ([block.self_attn.q_proj, block.self_attn.k_proj], [block.self_attn.v_proj])
-            for block in blocks[1:]
-        ]
         norms_before = [None, *(block.norm4 for block in blocks[:-1])]
         self.layers = nn.ModuleList(
             _RowTwoWayBlock(block, norm, reads, position)
             for block, norm, reads in zip(
-                blocks, norms_before, [*following, ([last.q_proj], [])], strict=True
+                blocks, norms_before, following_reads(transformer), strict=True
             )
         )
         self.last_reads = RowLinear(

@@ -1,7 +1,7 @@
 """Triton kernels for few rows: a norm, a product and what follows it in one; and attention.
 
-A click is a chain of products of 24 to 512 rows. Each takes longer to launch than to compute, so
-what stands before a product (a norm, a position) and behind it (bias, activation, residual) is done
+A click is a chain of products of few rows. Each takes longer to launch than to compute, so what
+stands before a product (a norm, a position) and behind it (bias, activation, residual) is done
 by the same kernel. A program that norms holds its rows whole; columns are shared among programs,
 each of which norms the rows anew.
 
@@ -19,10 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastsam3d.model.row_ops import FEW_ROWS
+
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity where two of them might be subtracted.
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
-_FEW_ROWS = 64
 _MOST_KEYS = 256  # of one step
 
 
@@ -158,7 +159,7 @@ def _plan(
 
     Few rows are shared among programs of few columns, so that there are enough to fill the device.
     """
-    is_few = count <= _FEW_ROWS
+    is_few = count <= FEW_ROWS
     block_n = 16 if is_few or has_place else 64
     if has_norm:  # rows are held whole, in registers
         return 32, block_n, 8 if inputs > 256 else 4
@@ -191,7 +192,7 @@ def row_linear(
     """Return what `fastsam3d.model.row_ops.reference_linear` returns.
 
     Args:
-        x: Rows (R, K), K a multiple of 16; whole rows, up to 1024, with a norm.
+        x: Rows (R, K), K a multiple of 16; whole rows, up to 512, with a norm.
         weight: (N, K).
         bias: (N,) float32.
         norm: Gain and shift (K,) float32 of a layer norm of the rows, or nothing.

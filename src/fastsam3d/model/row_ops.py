@@ -10,8 +10,6 @@ dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -19,22 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastsam3d.model.fused_layers import unflatten
+from fastsam3d.model.triton_kernels import HAS_TRITON
+
+KERNELS = "fastsam3d.model.row_kernels"
 
 Activation = Literal["none", "relu", "gelu"]
 _ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
-_HAS_TRITON = find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _MOST_WHOLE = 512  # inputs that a program can hold to norm them
 _MOST_DEPTH = 128
 _ALIGNED = 16  # inputs of one step, and the fewest outputs of one program
 FEW_ROWS = 64  # with more, the library's products are the faster ones
-
-
-def load_kernels() -> bool:
-    """Register the operators, not while a compiler traces; return whether there are any."""
-    if _HAS_TRITON:
-        import_module("fastsam3d.model.row_kernels")
-    return _HAS_TRITON
 
 
 class RowLinear(nn.Module):
@@ -198,4 +191,4 @@ def _in_turn(places: Tensor, count: int) -> Tensor:
 
 
 def _is_served(x: Tensor, dtype: torch.dtype) -> bool:
-    return _HAS_TRITON and x.is_cuda and dtype in _KERNEL_DTYPES
+    return HAS_TRITON and x.is_cuda and dtype in _KERNEL_DTYPES

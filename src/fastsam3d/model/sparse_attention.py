@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -29,11 +28,11 @@ from fastsam3d.model import sparse_attention_groups as groups
 from fastsam3d.model.config import DENSE, ModelConfig
 from fastsam3d.model.sparse_attention_groups import BranchTask
 from fastsam3d.model.sparse_attention_pattern import AxisTiling, Grid, SparsePattern, Tiling
+from fastsam3d.model.triton_kernels import HAS_TRITON
 
 # Mixes values over all tokens of a grid: (q, k, v), each (B, H, T, C), to (B, H, T, C).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Path = Literal["auto", "reference", "sdpa", "triton"]
-_HAS_TRITON = find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TRITON_MAX_CHANNELS = 128
 # A single branch needs no mixing: beyond the groups that were timed, torch's kernels take over.
@@ -180,7 +179,7 @@ def _engine(path: Path) -> Any:
 
 def _choose_path(q: Tensor, tasks: Sequence[BranchTask]) -> Path:
     fits = q.dtype in _TRITON_DTYPES and q.shape[-1] <= _TRITON_MAX_CHANNELS
-    if not (q.is_cuda and fits and _HAS_TRITON):
+    if not (q.is_cuda and fits and HAS_TRITON):
         return "sdpa"
     is_lone = len(tasks) == 1 and tasks[0].tiling.group_size > _TRITON_MAX_LONE_GROUP
     return "sdpa" if is_lone else "triton"

@@ -8,24 +8,15 @@ Shape legend: B batch, T tokens, H heads, D head dim.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastsam3d.model.fused_layers import unflatten
 from fastsam3d.model.hr_layers import rotate
+from fastsam3d.model.triton_kernels import HAS_TRITON
 
-_HAS_TRITON = find_spec("triton") is not None
-
-
-def load_kernel() -> bool:
-    """Register the operator, not while a compiler traces; return whether there is one."""
-    if _HAS_TRITON:
-        import_module("fastsam3d.model.turned_heads_kernel")
-    return _HAS_TRITON
+KERNELS = "fastsam3d.model.turned_heads_kernel"
 
 
 def turned_heads(
@@ -59,4 +50,4 @@ def reference(
 
 
 def _is_served(qkv: Tensor) -> bool:
-    return _HAS_TRITON and qkv.is_cuda
+    return HAS_TRITON and qkv.is_cuda

@@ -12,9 +12,6 @@ Source: SAM-Med3D (uni-medical, commit f3de1fa, Apache-2.0), `Attention` and `wi
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,10 +29,10 @@ from fastsam3d.model.relpos import (
     rows_of_tables,
     unfolded_terms,
 )
+from fastsam3d.model.triton_kernels import load_kernels
 
 # Tensor cores want rows of 16 bytes; with 14 keys a slower product would be chosen.
 _ALIGNED_KEYS = 8
-_HAS_TRITON = find_spec("triton") is not None
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _KERNEL_GRID = 8
 _KERNEL_CHANNELS = (32, 64, 128)
@@ -86,10 +83,7 @@ class WindowAttention(nn.Module):
 
     def use_kernel(self) -> None:
         """Take the Triton kernel, which has no gradient, where device, type and shapes allow."""
-        self.has_kernel = _HAS_TRITON
-        if _HAS_TRITON:
-            # Registers the operator; not while a compiler traces the forward pass.
-            import_module("fastsam3d.model.window_attention_kernel")
+        self.has_kernel = load_kernels("fastsam3d.model.window_attention_kernel") is not None
 
     def fold(self, size: int) -> None:
         """Join the tables with the projection of queries; weights must not change any more.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastsam3d.model import row_ops, turned_heads
 from fastsam3d.model.config import DENSE
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.fused_attention import JointTwoWayLayer, JointTwoWayTransformer
@@ -28,8 +29,8 @@ from fastsam3d.model.fused_tokens import (
 from fastsam3d.model.hr import HighResSam3D, previous_mask_map
 from fastsam3d.model.layers import FeedForward
 from fastsam3d.model.prompt_encoder import append_box_centres
-from fastsam3d.model.row_ops import RowLinear, load_kernels
-from fastsam3d.model.turned_heads import load_kernel
+from fastsam3d.model.row_ops import RowLinear
+from fastsam3d.model.triton_kernels import load_kernels
 from fastsam3d.model.window_attention import WindowAttention
 from fastsam3d.session.fixed_prompts import slots_of
 from fastsam3d.session.mask_bits import mask_packer
@@ -170,7 +171,7 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
 def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder | None:
     """Join parts of a model that may be changed, and return what decodes in its place."""
     if options.has_row_kernels:
-        load_kernels()
+        load_kernels(row_ops.KERNELS)
     if isinstance(model, HighResSam3D):
         return _fused_own(model, options)
     if options.has_product_gelu:
@@ -210,7 +211,7 @@ def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDeco
 
 def _fuse_trunk(model: HighResSam3D, options: FixedShapeConfig) -> None:
     if options.has_heads_kernel:
-        load_kernel()
+        load_kernels(turned_heads.KERNELS)
 
     def fused(block: nn.Module) -> TrunkBlock:
         found = FusedTrunkBlock(

@@ -6,14 +6,14 @@ Shape legend: S side of the ROI, L side of the logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from struct import Struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+from fastsam3d.model.triton_kernels import load_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,10 +66,9 @@ def mask_packer(
         source: L.
         by_kernel: Prefer the kernels; they need Triton, S a power of two, and S / L up to 8.
     """
-    if by_kernel and find_spec("triton") is not None:
-        kernel: Any = import_module("fastsam3d.session.mask_bits_kernel")
-        if kernel.serves(side, source):
-            return kernel.pack_mask_by_kernel
+    kernels = load_kernels("fastsam3d.session.mask_bits_kernel") if by_kernel else None
+    if kernels is not None and kernels.serves(side, source):
+        return kernels.pack_mask_by_kernel
     return pack_mask
 
 

@@ -21,6 +21,8 @@ NUM_KNOTS = 6
 NUM_FILTERS = 4
 # Voxels on each side of the ROI centre, along each axis, whose median is the clicked tissue.
 FOCUS_REACH = 3
+# Chosen on the development CT, for weights that had seen CT through random windows
+# (docs/training/log.md); what cards say of weights that were trained with windows.
 FOCUS_HALF_WIDTH_HU = 150.0
 
 

@@ -258,9 +258,7 @@ class BatchDrawer:
         primitives[:, 9:12] = FAR
         if not is_lesion:
             return
-        is_tube = (
-            self.config.share_lesion_tube and self.rng.random() < self.config.share_lesion_tube
-        )
+        is_tube = self.rng.random() < self.config.share_lesion_tube
         rows = self._tube_through_centre() if is_tube else self._blobs_around_centre()
         rows[:, 15] = 1.0
         primitives[: len(rows)] = rows

@@ -16,6 +16,7 @@ from fastsam3d.errors import DatasetError, FastSAM3DError
 from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
 from fastsam3d.train.config import SCRIBBLE_TAIL, architecture_of
+from fastsam3d.train.degrade import FOCUS_HALF_WIDTH_HU
 from fastsam3d.train.loop import AVERAGED
 from fastsam3d.train.pack import read_index
 from fastsam3d.train.state import load_state
@@ -23,8 +24,6 @@ from fastsam3d.train.state import load_state
 # One spacing: measured on the development cases, choosing among several by the quality that this
 # short a training teaches the model is worse than always 1.1 mm (docs/training/log.md).
 SPACINGS_MM = (1.1,)
-# Chosen on the development CT, for weights that have seen CT through random windows (ibid.).
-CT_WINDOW_HU = 150.0
 # Sources with share-alike terms are named with their licence in the card's list of training data.
 WEIGHTS_LICENCE = "Apache-2.0"
 
@@ -93,7 +92,9 @@ def _scribble_points(config: dict[str, Any], start: WeightsCard | None) -> int:
 def _ct_window(config: dict[str, Any], start: WeightsCard | None) -> float | None:
     if start is not None:
         return start.preprocessing.ct_window_hu
-    return CT_WINDOW_HU if config["generator"]["degrade"]["share_window"] else None
+    degrade = config["generator"]["degrade"]
+    is_windowed = degrade["share_window"] or degrade.get("share_focus")  # older runs: no such field
+    return FOCUS_HALF_WIDTH_HU if is_windowed else None
 
 
 def training_sources(pack: Path) -> tuple[str, ...]:
