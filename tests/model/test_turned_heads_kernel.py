@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastsam3d.model import turned_heads
 from fastsam3d.model.hr_layers import rotate
 from fastsam3d.model.triton_kernels import load_kernels
-from tests.triton import DEVICE, HAS_GPU
+from tests.triton import DEVICE, HAS_GPU, needs_triton
 
 DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
 
