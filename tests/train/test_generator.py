@@ -12,8 +12,8 @@ from fastsam3d.errors import ConfigError, DatasetError
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, draw_axis_matrices
-from fastsam3d.train.drawing import BatchDrawer, DrawnBatch
-from fastsam3d.train.rendering import Renderer, _paint_lesions, _positions
+from fastsam3d.train.drawing import SESSION_SPACING_MM, BatchDrawer, DrawnBatch
+from fastsam3d.train.rendering import Renderer, _paint_lesions, _positions, _tint
 from fastsam3d.train.shapes import (
     FIELD_SIDE,
     PRIMITIVE_ID0,
@@ -208,3 +208,68 @@ def test_a_lesion_may_show_what_another_roi_shows() -> None:
     inside = painted[0, 4:12, 4:12, 4:12] - image[0, 4:12, 4:12, 4:12]
     stripes = inside.mean((0, 1))
     assert (stripes[::2].mean() - stripes[1::2].mean()).abs() > 0.01
+
+
+def test_supervoxels_are_painted_like_label_maps() -> None:
+    """Objects of one label share a value; supervoxels are each their own."""
+    only_image = TrainingBank([replace(toy_case(0), labels=None)], device="cpu")
+    config = replace(CONFIG, num_shapes=0, num_painted=3, num_real=1, share_painted_supervoxel=1.0)
+    config = replace(config, share_supervoxel=1.0)
+    drawn = BatchDrawer(only_image, config, seed=4).draw()
+    assert (drawn.first_id[:3] > 0).all()
+    batch = Renderer(only_image, config).render(drawn)
+    assert batch.weights[:3, 0].all()
+
+
+def test_a_roi_at_the_scale_of_sessions_is_as_fine_whatever_it_shows(bank: TrainingBank) -> None:
+    config = replace(CONFIG, size=128, share_session_scale=1.0)
+    drawer = BatchDrawer(bank, config, seed=2)
+    case = bank.cases[0]
+    large = replace(case, shape=(400, 400, 400))
+    assert case.labels is not None
+    for group in case.labels.targets:
+        for target in group:
+            spacing = drawer._spacing(large, target)
+            assert np.exp(-0.25) <= spacing / SESSION_SPACING_MM <= np.exp(0.25)
+    # A scan smaller than such a ROI is shown as large as it fits.
+    assert drawer._spacing(case, case.labels.targets[0][0]) == pytest.approx(80 / 128)
+
+
+@pytest.mark.parametrize(("share", "deep"), [(1.0, True), (0.0, False)])
+def test_clicks_start_deep_inside_or_anywhere(bank: TrainingBank, share: float, deep: bool) -> None:
+    labels = bank.cases[0].labels
+    assert labels is not None
+    target = labels.targets[0][0]
+    rng = np.random.default_rng(0)
+    numbered = replace(target, seeds=np.arange(3 * len(target.seeds), dtype=np.float32))
+    numbered = replace(numbered, seeds=numbered.seeds.reshape(-1, 3))
+    drawn = {int(numbered.draw_seed(rng, share)[0]) // 3 for _ in range(50)}
+    assert all((n < target.num_deep) == deep for n in drawn)
+    assert len(drawn) > 4
+
+
+def test_large_scans_are_drawn_more_often_where_voxels_count() -> None:
+    large = replace(toy_case(1, side=80), source="large")
+    two = TrainingBank([toy_case(0, side=20), large], device="cpu")
+    rng = np.random.default_rng(0)
+    for draw in (two.draw_supervoxel, two.draw_painted):
+        counts = [
+            sum(draw(rng, by_voxels=chosen)[0].shape[0] == 80 for _ in range(300))
+            for chosen in (False, True)
+        ]
+        assert 120 < counts[0] < 180
+        assert counts[1] > 220
+
+
+def test_tint_changes_objects_and_leaves_the_rest() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(2, 16, 16, 16)
+    ids = torch.zeros(2, 16, 16, 16, dtype=torch.long)
+    ids[:, :8] = 3
+    ids[:, 12:] = REGION_ID0
+    changed = _tint(image, ids, 1.0) - image
+    assert changed[:, 9:].abs().max() < 1e-6
+    inner = changed[:, :7].flatten(1)
+    assert (inner.std(1) < 1e-5).all()
+    assert (inner.mean(1).abs() > 1e-3).all()
+    assert torch.equal(_tint(image, ids, 0.0), image)

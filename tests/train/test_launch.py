@@ -115,6 +115,18 @@ def test_a_recipe_that_the_pack_cannot_serve_is_refused(
         build_trainer(recipe("debug"), CPU, pack=Path("toy.npz"), output=tmp_path)
 
 
+def test_painting_supervoxels_takes_a_pack_that_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(
+        recipe("debug"), ("generator.share_supervoxel=0", "generator.share_painted_supervoxel=0.5")
+    )
+    case = replace(toy_case(0), supervoxels=())
+    monkeypatch.setattr("fastsam3d.train.launch.load_pack", lambda _: [case])
+    with pytest.raises(ConfigError, match="share_painted_supervoxel=0, or take another pack"):
+        build_trainer(config, CPU, pack=Path("toy.npz"), output=tmp_path)
+
+
 def test_only_registered_architectures_of_our_family_are_trained() -> None:
     official = card(replace(TOY, family="sam_med3d"))
     with pytest.raises(ConfigError, match=r"x\.safetensors is of family 'sam_med3d'"):

@@ -45,8 +45,18 @@ class Target:
 
     object_id: int
     extent_mm: float
-    seeds: NDArray[np.float32]  # (S, 3) voxels of the case
+    seeds: NDArray[np.float32]  # (S, 3) voxels of the case, those deep inside first
+    num_deep: int
     neighbours: tuple[int, ...]
+
+    def draw_seed(self, rng: np.random.Generator, share_deep: float | None) -> NDArray[np.float32]:
+        """Draw a seed (3,), with this probability a deep one; None: any, all alike."""
+        if share_deep is None or not self.num_deep:
+            return self.seeds[rng.integers(len(self.seeds))]
+        is_deep = rng.random() < share_deep
+        return self.seeds[
+            rng.integers(self.num_deep) if is_deep else rng.integers(self.num_deep, len(self.seeds))
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ class BankCase:
     mips: tuple[Grid, ...]
     labels: BankMap | None
     supervoxels: tuple[BankMap, ...]
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels of the case."""
+        return int(np.prod(self.shape))
 
 
 class TrainingBank:
@@ -101,9 +116,11 @@ class TrainingBank:
             msg = f"No target was found in {len(cases)} cases; pack labelled cases or supervoxels."
             raise DatasetError(msg)
 
-    def draw_painted(self, rng: np.random.Generator) -> tuple[BankCase, BankMap, Target]:
+    def draw_painted(
+        self, rng: np.random.Generator, *, by_voxels: bool = False
+    ) -> tuple[BankCase, BankMap, Target]:
         """Draw an object of a label map, whether or not its case has an image."""
-        case = _draw_case(rng, self._painted)
+        case = _draw_case(rng, self._painted, by_voxels=by_voxels)
         return case, *_draw_target(rng, case.labels)
 
     def draw_labelled(self, rng: np.random.Generator) -> tuple[BankCase, BankMap, Target]:
@@ -111,9 +128,11 @@ class TrainingBank:
         case = _draw_case(rng, self._labelled)
         return case, *_draw_target(rng, case.labels)
 
-    def draw_supervoxel(self, rng: np.random.Generator) -> tuple[BankCase, BankMap, Target]:
+    def draw_supervoxel(
+        self, rng: np.random.Generator, *, by_voxels: bool = False
+    ) -> tuple[BankCase, BankMap, Target]:
         """Draw a pseudo-object of a real image."""
-        case = _draw_case(rng, self._pictured)
+        case = _draw_case(rng, self._pictured, by_voxels=by_voxels)
         maps = case.supervoxels
         return case, *_draw_target(rng, maps[rng.integers(len(maps))])
 
@@ -181,7 +200,8 @@ def _add_map(objects: PackedObjects, maps: list[Tensor]) -> BankMap:
         drawn = np.concatenate((objects.deep_seeds[row], objects.table.seeds[row]))
         seeds = (drawn.astype(np.float32) + 0.5) * np.asarray(objects.factor, np.float32) - 0.5
         extent = float(objects.table.extent_mm[row].max())
-        target = Target(object_id, extent, seeds, neighbours.get(object_id, ()))
+        num_deep = len(objects.deep_seeds[row])
+        target = Target(object_id, extent, seeds, num_deep, neighbours.get(object_id, ()))
         by_value[value].append(target)
     return BankMap(grid, tuple(tuple(group) for group in by_value.values()), value_of_id)
 
@@ -210,8 +230,11 @@ def _by_group(cases: Iterable[BankCase]) -> dict[str, list[BankCase]]:
     return dict(groups)
 
 
-def _draw_case(rng: np.random.Generator, groups: dict[str, list[BankCase]]) -> BankCase:
-    weights = np.array([len(cases) ** GROUP_POWER for cases in groups.values()])
+def _draw_case(
+    rng: np.random.Generator, groups: dict[str, list[BankCase]], *, by_voxels: bool = False
+) -> BankCase:
+    sizes = [sum(c.num_voxels for c in g) if by_voxels else len(g) for g in groups.values()]
+    weights = np.array(sizes, np.float64) ** GROUP_POWER
     cases = list(groups.values())[rng.choice(len(weights), p=weights / weights.sum())]
     return cases[rng.integers(len(cases))]
 

@@ -246,6 +246,40 @@ def _polish() -> RunConfig:
     return replace(base, muon_rate=0.003, adam_rate=2e-4, decay_share=1.0, generator=generator)
 
 
+def _broaden() -> RunConfig:
+    """A long run from trained weights, that sees more of what no scan of the pack has shown.
+
+    Supervoxels are painted like label maps, objects of scans change their contrast, and more of
+    the ROIs are shown and clicked as in a session; more of the steps are later clicks.
+    """
+    base = _continue()
+    generator = replace(
+        base.generator,
+        num_shapes=4,
+        num_painted=9,
+        num_real=11,
+        is_drawn_by_voxels=True,
+        share_painted_supervoxel=0.4,
+        share_supervoxel=0.25,
+        share_lesion=0.2,
+        share_lesion_tube=0.3,
+        share_lesion_texture=0.5,
+        share_tint=0.25,
+        share_session_scale=0.4,
+        share_deep_seed=0.5,
+        degrade=replace(base.generator.degrade, share_filter=0.25),
+    )
+    prompts = replace(base.prompts, round_shares=(0.3, 0.2, 0.16, 0.13, 0.1, 0.07, 0.04))
+    return replace(
+        base,
+        muon_rate=0.012,
+        adam_rate=6e-4,
+        decay_share=0.9,
+        generator=generator,
+        prompts=prompts,
+    )
+
+
 def _compat_teacher() -> RunConfig:
     """A teacher of the official architecture, trained on the same data as our own."""
     return replace(_default(), model="sam_med3d_b")
@@ -255,6 +289,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "debug": _debug,
     "default": _default,
     "continue": _continue,
+    "broaden": _broaden,
     "polish": _polish,
     "compat_teacher": _compat_teacher,
 }

@@ -34,6 +34,8 @@ from fastsam3d.train.shapes import (
 )
 
 COARSE_WARP_SIDE = 5
+# Where sessions look at a first click, see the cards of our weights and `session.scale`.
+SESSION_SPACING_MM = 1.1
 MODE_OBJECT, MODE_LABEL, MODE_NESTED = 0, 1, 2
 
 
@@ -46,13 +48,23 @@ class GeneratorConfig:
         num_shapes: ROIs of pure shapes.
         num_painted: ROIs painted on real label maps.
         num_real: ROIs of real images.
+        is_drawn_by_voxels: Groups of cases give label maps to paint and supervoxels by the voxels
+            that they have, not by the number of their cases: a whole body is more than a crop.
+        share_painted_supervoxel: Share of the painted ROIs painted on the supervoxels of an image
+            in place of a label map: shapes of bodies that nobody has labelled.
         share_supervoxel: Share of the real ROIs whose targets are supervoxels.
         share_lesion: Share of the real ROIs with a painted lesion as target.
         share_lesion_tube: Share of those whose lesion is a tube, thin as a vessel may be.
         share_lesion_texture: Share of those filled with what another ROI of the batch shows, in
             place of smooth noise.
+        share_tint: Share of the real ROIs whose objects are made brighter or darker, each by its
+            own amount: textures stay, contrasts are drawn anew.
         num_targets: Targets per ROI.
         object_share: Range of object extent over ROI side (log-uniform); above 1 it is cut off.
+        share_session_scale: Share of painted and real ROIs shown at `SESSION_SPACING_MM`, up to a
+            quarter off, as sessions choose it, whatever the size of the object.
+        share_deep_seed: Share of painted and real ROIs centred deep inside the object, where
+            users mostly click first; the others anywhere in it. None: as the pack's seeds fall.
         rotation_deg: Standard deviation of the rotation of real images and of painted maps.
         warp_voxels: Largest standard deviation of the displacement, of real and painted ROIs.
         modes: Probabilities of one object, all objects of a label, and an object with what lies
@@ -68,12 +80,17 @@ class GeneratorConfig:
     num_shapes: int = 5
     num_painted: int = 6
     num_real: int = 13
+    is_drawn_by_voxels: bool = False
+    share_painted_supervoxel: float = 0.0
     share_supervoxel: float = 0.3
     share_lesion: float = 0.1
     share_lesion_tube: float = 0.0
     share_lesion_texture: float = 0.0
+    share_tint: float = 0.0
     num_targets: int = 2
     object_share: tuple[float, float] = (0.07, 1.3)
+    share_session_scale: float = 0.0
+    share_deep_seed: float | None = None
     rotation_deg: tuple[float, float] = (12.0, 50.0)
     warp_voxels: tuple[float, float] = (2.5, 5.0)
     modes: tuple[float, float, float] = (0.6, 0.25, 0.15)
@@ -91,6 +108,9 @@ class GeneratorConfig:
                 "num_shapes, num_painted and num_real must not be negative, and num_painted + "
                 f"num_real and num_targets at least 1, got {counts} and {self.num_targets}."
             )
+            raise ConfigError(msg)
+        if self.share_deep_seed is not None and not 0 <= self.share_deep_seed <= 1:
+            msg = f"share_deep_seed must be within 0..1 or none, got {self.share_deep_seed}."
             raise ConfigError(msg)
         if not 0 < self.min_share < self.max_share <= 1:
             msg = (
@@ -227,10 +247,14 @@ class BatchDrawer:
         lesions = np.zeros(config.num_real, np.bool_)
         for p in range(config.num_painted + config.num_real):
             b, r = config.num_shapes + p, p - config.num_painted
-            if r < 0:
-                case, bank_map, target = self.bank.draw_painted(rng)
-            elif rng.random() < config.share_supervoxel:
-                case, bank_map, target = self.bank.draw_supervoxel(rng)
+            # No number is drawn for what is off: a run resumes with what it was begun with.
+            share = config.share_painted_supervoxel if r < 0 else config.share_supervoxel
+            is_super = (r >= 0 or share > 0) and rng.random() < share
+            by_voxels = config.is_drawn_by_voxels
+            if is_super:
+                case, bank_map, target = self.bank.draw_supervoxel(rng, by_voxels=by_voxels)
+            elif r < 0:
+                case, bank_map, target = self.bank.draw_painted(rng, by_voxels=by_voxels)
             else:
                 case, bank_map, target = self.bank.draw_labelled(rng)
             values[b, : len(bank_map.value_of_id)] = bank_map.value_of_id
@@ -284,15 +308,12 @@ class BatchDrawer:
         self, case: BankCase, bank_map: BankMap, target: Target, *, is_real: bool
     ) -> dict[str, Any]:
         config, rng = self.config, self.rng
-        share = log_uniform(rng, config.object_share)
-        finest, view_mm = case.spacing_mm.min(), (case.spacing_mm * case.shape).max()
-        # Not finer than interpolation is worth, not so coarse that most of the ROI is padding.
-        scale = np.clip(target.extent_mm / (config.size * share), 0.4 * finest, None)
-        scale = min(scale, max(1.6 * view_mm / config.size, 0.4 * finest))
+        scale = self._spacing(case, target)
+        finest = case.spacing_mm.min()
         pose = _random_rotation(rng, config.rotation_deg[0 if is_real else 1])
         pose = pose @ _random_turn(rng) @ np.diag(np.exp(rng.uniform(-0.12, 0.12, 3)))
         axes = pose * scale / case.spacing_mm[:, None]
-        seed = target.seeds[rng.integers(len(target.seeds))]
+        seed = target.draw_seed(rng, config.share_deep_seed)
         partners = target.neighbours if rng.random() < config.modes[2] else ()
         warp = rng.uniform(0, config.warp_voxels[0 if is_real else 1])
         side = COARSE_WARP_SIDE
@@ -316,6 +337,20 @@ class BatchDrawer:
             row["image_shape"] = np.asarray(mip.shape, np.int64)
             row["image_scale"] = np.asarray(mip.factor, np.float32)
         return row
+
+    def _spacing(self, case: BankCase, target: Target) -> float:
+        """Draw the side of an ROI voxel in mm."""
+        config, rng = self.config, self.rng
+        finest = float(case.spacing_mm.min())
+        view_mm = float((case.spacing_mm * case.shape).max())
+        if config.share_session_scale and rng.random() < config.share_session_scale:
+            wanted = SESSION_SPACING_MM * float(np.exp(rng.uniform(-0.25, 0.25)))
+            # A session would show a small scan yet smaller where the click is not in its middle.
+            return max(min(wanted, view_mm / config.size), 0.5 * finest)
+        share = log_uniform(rng, config.object_share)
+        # Not finer than interpolation is worth, not so coarse that most of the ROI is padding.
+        scale = max(target.extent_mm / (config.size * share), 0.4 * finest)
+        return min(scale, max(1.6 * view_mm / config.size, 0.4 * finest))
 
     def _draw_view(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Draw where the scan begins and ends within the ROI; the centre is always covered."""

@@ -238,9 +238,10 @@ def _check_streams(bank: TrainingBank, config: RunConfig) -> None:
     """Refuse a recipe that asks for cases which the pack does not have."""
     generator = config.generator
     share = generator.share_supervoxel if generator.num_real else 0.0
+    painted = generator.share_painted_supervoxel if generator.num_painted else 0.0
     needs = {
         "label maps; set generator.num_painted=0": (
-            generator.num_painted > 0,
+            generator.num_painted > 0 and painted < 1,
             any(case.labels for case in bank.cases),
         ),
         "images with labels; set generator.share_supervoxel=1": (
@@ -249,6 +250,10 @@ def _check_streams(bank: TrainingBank, config: RunConfig) -> None:
         ),
         "supervoxels; set generator.share_supervoxel=0": (
             share > 0,
+            any(case.supervoxels for case in bank.cases),
+        ),
+        "supervoxels; set generator.share_painted_supervoxel=0": (
+            painted > 0,
             any(case.supervoxels for case in bank.cases),
         ),
     }

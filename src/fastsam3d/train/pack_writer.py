@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +37,8 @@ from fastsam3d.train.pack import (
 
 LOGGER = logging.getLogger(__name__)
 Spacing = tuple[float, float, float]
+# What the index says of a case, and its arrays by name.
+_PackedParts = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,12 @@ class RawCase:
 
 
 def write_pack(
-    data_dir: Path, out_dir: Path, *, config: PackConfig | None = None, limit: int | None = None
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    config: PackConfig | None = None,
+    limit: int | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Pack all training cases of a data folder.
 
@@ -100,6 +109,7 @@ def write_pack(
         out_dir: Gets ``train_pack.npz`` and ``train_pack.json``.
         config: Detail to keep.
         limit: Pack only the first cases, for trials.
+        jobs: Processes that share the cases; the pack is the same for any number.
 
     Returns:
         Counts and sizes.
@@ -111,8 +121,20 @@ def write_pack(
     rows = [row for row in rows if reason_to_exclude(row["case"]) is None][:limit]
     if not rows:
         raise DatasetError(f"No training case in {data_dir}; it needs manifest.csv and train/.")
-    raw_cases = (read_case(data_dir, row) for row in rows)
-    return pack_cases(raw_cases, out_dir / "train_pack.npz", config=config)
+    path, config = out_dir / "train_pack.npz", config or PackConfig()
+    if jobs <= 1:
+        return pack_cases((read_case(data_dir, row) for row in rows), path, config=config)
+    count = len(rows)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        packed = pool.map(_read_and_pack, [data_dir] * count, rows, range(count), [config] * count)
+        return _save_all(path, packed)
+
+
+def _read_and_pack(
+    data_dir: Path, row: dict[str, str], number: int, config: PackConfig
+) -> _PackedParts:
+    arrays: dict[str, NDArray[Any]] = {}
+    return _pack_case(read_case(data_dir, row), number, arrays, config), arrays
 
 
 def pack_cases(
@@ -131,12 +153,23 @@ def pack_cases(
     Raises:
         CheckpointError: The folder cannot be written.
     """
-    config = config or PackConfig()
+    chosen = config or PackConfig()
+
+    def packed() -> Iterator[_PackedParts]:
+        for number, raw in enumerate(raw_cases):
+            arrays: dict[str, NDArray[Any]] = {}
+            yield _pack_case(raw, number, arrays, chosen), arrays
+
+    return _save_all(path, packed())
+
+
+def _save_all(path: Path, packed: Iterable[_PackedParts]) -> dict[str, Any]:
     arrays: dict[str, NDArray[Any]] = {}
     entries: list[dict[str, Any]] = []
-    for number, raw in enumerate(raw_cases):
-        entries.append(_pack_case(raw, number, arrays, config))
-        LOGGER.info("%d: %s", number + 1, raw.row["case"])
+    for entry, parts in packed:
+        entries.append(entry)
+        arrays.update(parts)
+        LOGGER.info("%d: %s", len(entries), entry["case"])
     return _save(path, arrays, entries)
 
 

@@ -173,6 +173,8 @@ def _paint_all(ids: Tensor, real: Tensor, drawn: DrawnBatch, config: GeneratorCo
     image = level + spread * (grain * noise + (1 - grain) * coarse)
     if not config.num_real:
         return image
+    if config.share_tint:
+        real = _tint(real, ids[num_synthetic:].long(), config.share_tint)
     lesion = ids[num_synthetic:] >= PRIMITIVE_ID0
     return torch.cat((image, _paint_lesions(real, lesion, config.share_lesion_texture)))
 
@@ -203,6 +205,20 @@ def _smooth_noise(lead: tuple[int, int], size: int, device: torch.device) -> Ten
             grid, (size,) * 3, mode="trilinear", align_corners=False
         )
     return 0.8 * total
+
+
+def _tint(image: Tensor, ids: Tensor, share: float) -> Tensor:
+    """Add to each object of some real ROIs (R, S, S, S) an amount of its own, with soft borders."""
+    count, device = image.shape[0], image.device
+    spread = image[:, ::4, ::4, ::4].std((1, 2, 3), keepdim=True)
+    is_tinted = torch.rand(count, 1, 1, 1, device=device) < share
+    strength = is_tinted * spread * torch.rand(count, 1, 1, 1, device=device)
+    amount = torch.randn(count, NUM_IDS, device=device)
+    amount[:, 0] = 0
+    amount[:, REGION_ID0:] = 0  # what is no object, and lesions, which have a contrast already
+    added = amount.gather(1, ids.flatten(1)).view(image.shape)
+    added = functional.avg_pool3d(added[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    return image + strength * added
 
 
 def _paint_lesions(image: Tensor, lesion: Tensor, share_texture: float) -> Tensor:
