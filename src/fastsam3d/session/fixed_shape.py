@@ -100,11 +100,18 @@ _FASTEST: Final[dict[Family, FixedShapeConfig]] = {
         has_layout_search=False,
         has_row_decoder=True,
         has_row_kernels=True,
+        has_mask_kernel=True,
         has_folded_bias=True,
         has_product_gelu=True,
     ),
     "hr": FixedShapeConfig(
-        has_layout_search=False, has_row_decoder=True, has_joint_projections=True
+        has_layout_search=False,
+        has_row_decoder=True,
+        has_joint_projections=True,
+        has_heads_kernel=True,
+        has_finest_kernel=True,
+        has_mask_kernel=True,
+        has_product_gelu=True,
     ),
 }
 
