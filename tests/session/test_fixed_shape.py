@@ -128,6 +128,14 @@ def test_prompts_on_the_device_are_taken_as_those_in_host_memory(box: bool) -> N
     assert torch.equal(*packed)
 
 
+def test_prompts_on_the_device_go_where_a_recorded_copy_takes_them_from() -> None:
+    given = some_prompts(TOY, 2, box=True, mask=False)
+    buffers = ClickBuffers(4, empty_label=-2, side=8, device=torch.device("cpu"), is_uploaded=False)
+    buffers._host = torch.zeros_like(buffers.packed)  # a buffer of its own, as beside a GPU
+    buffers._fill_on_device(given["points"], given["labels"], given["boxes"])
+    assert torch.equal(buffers._host, buffers.packed)
+
+
 @pytest.mark.parametrize(("config", "options"), ALL_CASES)
 def test_batches(config, options) -> None:
     model, engine = make(config, options)
@@ -381,7 +389,13 @@ def test_capture_without_cuda_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        *ALL_CASES,
+        pytest.param(TOY, replace(FUSED, has_recorded_copies=True), id="recorded-copies"),
+    ],
+)
 def test_replayed_graphs_agree_with_the_eager_model(
     config, options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
