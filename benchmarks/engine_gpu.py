@@ -1,17 +1,16 @@
 r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: one log to read.
 
     python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
-    python benchmarks/engine_gpu.py hr_s --mode default --pack dev_pack.npz --output engine_gpu.json
+    python benchmarks/engine_gpu.py hr_s --mode shipped --pack dev_pack.npz --output engine_gpu.json
     python benchmarks/engine_gpu.py hr_s sam_med3d_b fastsam3d_6l \
-        --mode before shipped shipped-copies shipped-rows \
+        --mode shipped shipped-copies shipped-rows \
         --single --steps compile parity sessions times kernels --output engine_gpu_shipped.json
 
 Of several modes, each model is run in all of them, and is named ``MODEL@MODE``. At last all take
 turns, round by round: a host that is slow for a while then meets all of them. ``shipped`` is what
-the model's family is run with by default, ``before`` what it was run with until its newest kernels
-were measured, ``shipped-...`` adds one thing that is not decided yet. ``encode_and_click`` begins
-with the ROI on the device and leaves the mask there; ``first_mask`` begins and ends in host memory.
-Clicks are typed on the host in both.
+is run by default, ``shipped-...`` adds one thing that is not decided yet. ``encode_and_click``
+begins with the ROI on the device and leaves the mask there; ``first_mask`` begins and ends in host
+memory. Clicks are typed on the host in both.
 
 Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
 in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
@@ -29,7 +28,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,32 +44,16 @@ from fastsam3d.model.config import Family
 from fastsam3d.preprocess.pipeline import prepare_rois
 from fastsam3d.preprocess.roi import Roi
 from fastsam3d.session.fixed_replay import Replay
-from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine, fastest_config
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 
+# Beside what is run by default: what is not decided yet.
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
-    "default": {},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
-}
-# Beside what a family is run with by default.
-SHIPPED: dict[str, dict[str, Any]] = {
     "shipped": {},
     "shipped-copies": {"has_recorded_copies": True},
     "shipped-rows": {"has_row_kernels": True},
-}
-# What a family was run with by default until its newest kernels were measured.
-BEFORE: dict[Family, FixedShapeConfig] = {
-    "sam_med3d": FixedShapeConfig(
-        has_layout_search=False,
-        has_row_decoder=True,
-        has_row_kernels=True,
-        has_folded_bias=True,
-        has_product_gelu=True,
-    ),
-    "hr": FixedShapeConfig(
-        has_layout_search=False, has_row_decoder=True, has_joint_projections=True
-    ),
 }
 # What changes nothing for a family is not run.
 FOR_ONE_FAMILY: dict[str, Family] = {"shipped-rows": "hr"}
@@ -129,15 +111,6 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
-def config_of(mode: str, family: Family) -> FixedShapeConfig:
-    """Return the engine's config of a mode."""
-    if mode == "before":
-        return BEFORE[family]
-    if mode in SHIPPED:
-        return replace(fastest_config(family), **SHIPPED[mode])
-    return FixedShapeConfig(**MODES[mode])
-
-
 class Checked:
     """One model with its engine."""
 
@@ -146,7 +119,7 @@ class Checked:
         self.name, self.model = name, OwnContender(name, "cuda").module
         self.model.requires_grad_(requires_grad=False)
         torch.compiler.reset()  # or code compiled for another mode would be taken
-        self.engine = FixedShapeEngine(self.model, config_of(mode, self.model.config.family))
+        self.engine = FixedShapeEngine(self.model, FixedShapeConfig(**MODES[mode]))
         self.size, self.side = self.model.config.image_size, self.model.config.logits_size
         generator = torch.Generator().manual_seed(1)
         balls = [phantom_roi(self.size).roll(shift, 2) for shift in (0, 5, -9)]
@@ -324,7 +297,6 @@ class Checked:
             {"x": x},
             compile_mode=self.engine.options.compile_mode,
             is_captured=True,
-            has_layout_search=self.engine.options.has_layout_search,
         )
         found = share(on_device(whole.run, 20), flops, limits)
         return {**found, "kernels": _profile(whole.run)}
@@ -449,8 +421,7 @@ def main() -> int:
     """Run all steps; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    modes = [*MODES, *SHIPPED, "before"]
-    parser.add_argument("--mode", nargs="+", choices=modes, default=["plain"])
+    parser.add_argument("--mode", nargs="+", choices=list(MODES), default=["plain"])
     parser.add_argument("--rounds", type=int, default=10, help="of all modes in turn, at last")
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--crops", type=int, default=24)
