@@ -1,13 +1,16 @@
 r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: one log to read.
 
     python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
-    python benchmarks/engine_gpu.py hr_s --mode default --pack dev_pack.npz --output engine_gpu.json
-    python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode default shipped shipped-mask \
-        --single --steps compile parity times kernels --output engine_gpu_shipped.json
+    python benchmarks/engine_gpu.py hr_s --mode shipped --pack dev_pack.npz --output engine_gpu.json
+    python benchmarks/engine_gpu.py hr_s sam_med3d_b fastsam3d_6l \
+        --mode shipped shipped-copies shipped-rows \
+        --single --steps compile parity sessions times kernels --output engine_gpu_shipped.json
 
 Of several modes, each model is run in all of them, and is named ``MODEL@MODE``. At last all take
 turns, round by round: a host that is slow for a while then meets all of them. ``shipped`` is what
-the model's family is run with by default, ``shipped-...`` adds one thing that is not measured yet.
+is run by default, ``shipped-...`` adds one thing that is not decided yet. ``encode_and_click``
+begins with the ROI on the device and leaves the mask there; ``first_mask`` begins and ends in host
+memory. Clicks are typed on the host in both.
 
 Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
 in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
@@ -25,7 +28,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,75 +40,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastsam3d.eval.bench_worker import OwnContender, phantom_roi
 from fastsam3d.eval.cases import load_cases
 from fastsam3d.eval.protocol import InteractionProtocol
+from fastsam3d.model.config import Family
 from fastsam3d.preprocess.pipeline import prepare_rois
 from fastsam3d.preprocess.roi import Roi
 from fastsam3d.session.fixed_replay import Replay
-from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine, fastest_config
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 
-FUSED = {"has_row_decoder": True, "has_layout_search": False}
-JOINT = {**FUSED, "has_joint_projections": True}
-ENCODER = {"has_folded_bias": True, "has_product_gelu": True}
-KERNELS: dict[str, Any] = {
-    **FUSED,
-    **ENCODER,
-    "has_row_kernels": True,
-    "has_finest_kernel": True,
-    "has_mask_kernel": True,
-}
+# Beside what is run by default: what is not decided yet.
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
-    "default": {},
-    "formed-bias": {"has_window_kernel": False},
-    "kept-layout": {"has_layout_search": False},
-    "joint": {"has_joint_projections": True},
-    "rows": {"has_row_decoder": True},
-    "fused": {"has_joint_projections": True, "has_row_decoder": True},
-    "fused-plain": {
-        "has_joint_projections": True,
-        "has_row_decoder": True,
-        "is_compiled": False,
-    },
-    "fused-kept-layout": {
-        "has_joint_projections": True,
-        "has_row_decoder": True,
-        "has_layout_search": False,
-    },
-    "fused-mask": {**JOINT, "has_mask_kernel": True},
-    "fused-finest": {**JOINT, "has_finest_kernel": True},
-    "fused-encoder": {**JOINT, **ENCODER},
-    "fused-rows": {**FUSED, "has_row_kernels": True},
-    "kernels": {**KERNELS, "row_limit": 1024},
-    "kernels-autotune": {**KERNELS, "compile_mode": "max-autotune-no-cudagraphs"},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
-}
-# Beside what a family is run with by default.
-SHIPPED: dict[str, dict[str, Any]] = {
     "shipped": {},
     "shipped-copies": {"has_recorded_copies": True},
-    "shipped-mask": {"has_mask_kernel": True},
-    "shipped-limit-512": {"row_limit": 512},
     "shipped-rows": {"has_row_kernels": True},
-    "shipped-finest": {"has_finest_kernel": True},
-    "shipped-heads": {"has_heads_kernel": True},
-    "shipped-gelu": {"has_product_gelu": True},
-    "shipped-all": {
-        "has_recorded_copies": True,
-        "has_mask_kernel": True,
-        "has_row_kernels": True,
-        "has_finest_kernel": True,
-        "has_heads_kernel": True,
-        "has_product_gelu": True,
-    },
 }
 # What changes nothing for a family is not run.
-FOR_ONE_FAMILY = {
-    "shipped-limit-512": "sam_med3d",
-    "shipped-rows": "hr",
-    "shipped-finest": "hr",
-    "shipped-heads": "hr",
-    "shipped-gelu": "hr",
-}
+FOR_ONE_FAMILY: dict[str, Family] = {"shipped-rows": "hr"}
+IN_TURN = ("encode", "click_from_host", "encode_and_click", "first_mask")
 BATCH = 16
 BEGIN = time.monotonic()
 
@@ -160,13 +111,6 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
-def config_of(mode: str, family: Any) -> FixedShapeConfig:
-    """Return the engine's config of a mode."""
-    if mode in SHIPPED:
-        return replace(fastest_config(family), **SHIPPED[mode])
-    return FixedShapeConfig(**MODES[mode])
-
-
 class Checked:
     """One model with its engine."""
 
@@ -175,7 +119,7 @@ class Checked:
         self.name, self.model = name, OwnContender(name, "cuda").module
         self.model.requires_grad_(requires_grad=False)
         torch.compiler.reset()  # or code compiled for another mode would be taken
-        self.engine = FixedShapeEngine(self.model, config_of(mode, self.model.config.family))
+        self.engine = FixedShapeEngine(self.model, FixedShapeConfig(**MODES[mode]))
         self.size, self.side = self.model.config.image_size, self.model.config.logits_size
         generator = torch.Generator().manual_seed(1)
         balls = [phantom_roi(self.size).roll(shift, 2) for shift in (0, 5, -9)]
@@ -294,14 +238,20 @@ class Checked:
         later = self.prompts(3, box=False, mask=logits)
         host = image.cpu().pin_memory()
         # As a session has them: typed on the host, the logits before on the device.
-        typed = {name: later[name].cpu() for name in ("points", "labels")}
+        first_typed, typed = (
+            {name: given[name].cpu() for name in ("points", "labels")} for given in (first, later)
+        )
         typed["mask_logits"] = logits
         return {
             "encode": lambda: engine.encode_image(image),
             "click": lambda: engine.answer(embedding, **later),
             "click_from_host": lambda: engine.answer(embedding, **typed),
             "logits": lambda: engine.decode_masks(embedding, **later),
-            "first_mask": lambda: engine.answer(engine.encode_image(host), **first),
+            # The mask, in bits too, is left on the device.
+            "encode_and_click": lambda: engine.decode_masks(
+                engine.encode_image(image), **first_typed
+            ),
+            "first_mask": lambda: engine.answer(engine.encode_image(host), **first_typed),
         }
 
     def times(self) -> dict[str, Any]:
@@ -347,7 +297,6 @@ class Checked:
             {"x": x},
             compile_mode=self.engine.options.compile_mode,
             is_captured=True,
-            has_layout_search=self.engine.options.has_layout_search,
         )
         found = share(on_device(whole.run, 20), flops, limits)
         return {**found, "kernels": _profile(whole.run)}
@@ -424,7 +373,7 @@ def in_turn(all_checked: dict[str, Checked], rounds: int) -> dict[str, Any]:
     times: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         for name, parts in works.items():
-            for part in ("encode", "click_from_host", "first_mask"):
+            for part in IN_TURN:
                 found = times.setdefault(name, {}).setdefault(part, [])
                 found.append(timed(parts[part], 10)["p50_ms"])
     return {
@@ -472,8 +421,7 @@ def main() -> int:
     """Run all steps; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    modes = [*MODES, *SHIPPED]
-    parser.add_argument("--mode", nargs="+", choices=modes, default=["plain"])
+    parser.add_argument("--mode", nargs="+", choices=list(MODES), default=["plain"])
     parser.add_argument("--rounds", type=int, default=10, help="of all modes in turn, at last")
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--crops", type=int, default=24)

@@ -114,16 +114,15 @@ def play(options: argparse.Namespace) -> None:
 def _with_engine(seen: Any, engine: str) -> Any:
     """Return a predictor whose model runs in the fixed-shape engine, or the same for "torch"."""
     from fastsam3d.session.fixed_shape import (  # noqa: PLC0415 - each worker chooses its threads first
+        FixedShapeConfig,
         FixedShapeEngine,
-        fastest_config,
     )
     from fastsam3d.session.predictor import Predictor  # noqa: PLC0415
 
     if engine == "torch":
         return seen
     # Compiling takes every worker a minute; what is computed is the same without.
-    config = replace(
-        fastest_config(seen.model.config.family),
+    config = FixedShapeConfig(
         is_compiled=engine == "cuda_graph",
         is_captured=engine.startswith("cuda_graph"),
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsam3d.model import row_ops
 from fastsam3d.model.fused_tokens import RowTwoWayTransformer
-from fastsam3d.model.row_ops import FEW_ROWS, RowLinear, row_attention
+from fastsam3d.model.row_ops import RowLinear, row_attention
 from fastsam3d.model.triton_kernels import load_kernels
 from fastsam3d.model.two_way import TwoWayTransformer3D
 from tests.triton import DEVICE, HAS_GPU, needs_triton
@@ -52,6 +52,7 @@ def test_a_product_of_rows(
     rows: int, inputs: int, outputs: int, activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(row_ops, "FEW_ROWS", 2 * rows)
     layer, norm = drawn(nn.Linear(inputs, outputs)), drawn(nn.LayerNorm(inputs))
     x = 3 + 2 * torch.randn(2, rows, inputs + 16, device=DEVICE)[..., :inputs]
     place = torch.randn(1, rows, inputs, device=DEVICE)
@@ -67,7 +68,6 @@ def test_a_product_of_rows(
             keeps=has_norm,
         )
         linear.reduce(DTYPE)
-        linear.most_rows = 2 * rows
         given = {
             "place": place if has_norm else None,
             "residual": residual if has_residual else None,
@@ -94,7 +94,7 @@ def test_attention(
     assert_near(found, wanted)
 
 
-@pytest.mark.parametrize("most_rows", [FEW_ROWS, 128])
+@pytest.mark.parametrize("most_rows", [row_ops.FEW_ROWS, 128])
 def test_the_official_transformer_as_a_whole(
     most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,11 +103,11 @@ def test_the_official_transformer_as_a_whole(
     tokens, image = (torch.randn(1, count, 96, device=DEVICE) for count in (24, 70))
     position = torch.randn(1, 70, 96, device=DEVICE)
     bias = torch.where(torch.arange(24, device=DEVICE) > 20, -1e4, 0.0)[None]
+    monkeypatch.setattr(row_ops, "FEW_ROWS", most_rows)
     rows = RowTwoWayTransformer(transformer, position[0])
     for module in rows.modules():
         if isinstance(module, RowLinear):
             module.reduce(DTYPE)
-            module.most_rows = most_rows
     given = (tokens, image, position, bias)
     by_kernels, by_references = both_ways(lambda: rows(*given), monkeypatch)
     with torch.inference_mode():

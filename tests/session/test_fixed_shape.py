@@ -15,7 +15,7 @@ from fastsam3d.model.registry import build_model
 from fastsam3d.session import fixed_shape
 from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_replay import Replay
-from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine, fastest_config
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
 from fastsam3d.session.predictor import EncodedRoi, Predictor, RoiPrompts
 from tests.model.tiny import TINY_STUDENT, TINY_TEACHER, drawn_model
@@ -24,29 +24,11 @@ from tests.session.test_engine import TOY
 # What a CPU can run: the same buffers and padding, without compiling and without graphs.
 EAGER = FixedShapeConfig(dtype=torch.float32, is_compiled=False, is_captured=False, max_points=4)
 CONFIGS = [TOY, TINY_TEACHER, TINY_STUDENT]
-FUSED = replace(EAGER, has_joint_projections=True, has_row_decoder=True)
-KERNELS = replace(
-    EAGER,
-    has_row_decoder=True,
-    has_row_kernels=True,
-    has_mask_kernel=True,
-    has_heads_kernel=True,
-    has_folded_bias=True,
-    has_product_gelu=True,
-)
-# Of the official models one is enough: they differ in the encoder.
-FUSED_CASES = [
-    pytest.param(config, options, id=f"{config.name}-{name}")
-    for config in (TOY, TINY_STUDENT)
-    for name, options in {
-        "joint": replace(EAGER, has_joint_projections=True),
-        "rows": replace(EAGER, has_row_decoder=True),
-        "fused": FUSED,
-        "row-kernels": KERNELS,
-        "row-kernels-alone": replace(EAGER, has_row_kernels=True),
-    }.items()
+ROWS = replace(EAGER, has_row_kernels=True)
+ALL_CASES = [
+    *(pytest.param(config, EAGER, id=config.name) for config in CONFIGS),
+    pytest.param(TOY, ROWS, id=f"{TOY.name}-row-kernels"),
 ]
-ALL_CASES = [pytest.param(config, EAGER, id=config.name) for config in CONFIGS] + FUSED_CASES
 
 
 def make(config, options: FixedShapeConfig = EAGER):
@@ -126,6 +108,14 @@ def test_prompts_on_the_device_are_taken_as_those_in_host_memory(box: bool) -> N
         way(buffers, given["points"], given["labels"], given.get("boxes"))
         packed.append(buffers.packed)
     assert torch.equal(*packed)
+
+
+def test_prompts_on_the_device_go_where_a_recorded_copy_takes_them_from() -> None:
+    given = some_prompts(TOY, 2, box=True, mask=False)
+    buffers = ClickBuffers(4, empty_label=-2, side=8, device=torch.device("cpu"), is_uploaded=False)
+    buffers._host = torch.zeros_like(buffers.packed)  # a buffer of its own, as beside a GPU
+    buffers._fill_on_device(given["points"], given["labels"], given["boxes"])
+    assert torch.equal(buffers._host, buffers.packed)
 
 
 @pytest.mark.parametrize(("config", "options"), ALL_CASES)
@@ -260,24 +250,7 @@ def test_a_failing_compiler_leaves_the_answer_as_it_is(monkeypatch: pytest.Monke
     assert torch.equal(found.tokens, engine.encode_image(image).tokens)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
-def test_what_was_measured_faster_is_the_default_and_right(config) -> None:
-    chosen = fastest_config(config.family)
-    assert chosen.has_row_decoder
-    assert chosen.has_row_kernels is not chosen.has_joint_projections
-    options = replace(chosen, dtype=torch.float32, is_compiled=False, is_captured=False)
-    model, engine = make(config, options)
-    image = torch.randn(1, 1, *(config.image_size,) * 3)
-    with torch.inference_mode():
-        expected = model.encode_image(image)
-    given = some_prompts(config, 3, box=True, mask=True)
-    assert_equal_answers(model, engine, expected, engine.encode_image(image), **given)
-
-
-@pytest.mark.parametrize("is_on", [True, False])
-def test_the_compiler_chooses_layouts_only_where_it_may(
-    is_on: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_compiler_keeps_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
     def compiled(function, **_: object):
@@ -289,9 +262,9 @@ def test_the_compiler_chooses_layouts_only_where_it_may(
 
     monkeypatch.setattr(torch, "compile", compiled)
     model, _ = make(TOY)
-    options = replace(EAGER, is_compiled=True, has_layout_search=is_on)
+    options = replace(EAGER, is_compiled=True)
     FixedShapeEngine(model, options).encode_image(torch.randn(1, 1, *(TOY.image_size,) * 3))
-    assert seen[0] is is_on
+    assert seen[0] is False
 
 
 def test_answers_belong_to_the_caller_and_threads_do_not_mix() -> None:
@@ -336,13 +309,7 @@ def test_reduced_precision_stays_near(config, options) -> None:
 
 @pytest.mark.parametrize(
     ("config", "options"),
-    [
-        (TOY, EAGER),
-        (TOY, FUSED),
-        (TINY_STUDENT, FUSED),
-        (TOY, KERNELS),
-        (TINY_STUDENT, KERNELS),
-    ],
+    [(TOY, EAGER), (TOY, ROWS), (TINY_STUDENT, EAGER)],
 )
 def test_what_is_compiled_is_one_graph_and_right(
     config, options, monkeypatch: pytest.MonkeyPatch
@@ -366,7 +333,7 @@ def test_what_is_compiled_is_one_graph_and_right(
 @pytest.mark.parametrize("config", [TINY_TEACHER, TINY_STUDENT], ids=lambda c: c.name)
 def test_a_kernel_that_does_not_serve_the_device_is_passed_over(config) -> None:
     model, _ = make(config)
-    engine = FixedShapeEngine(model, replace(EAGER, has_window_kernel=True))
+    engine = FixedShapeEngine(model, EAGER)
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image).tokens
@@ -381,7 +348,13 @@ def test_capture_without_cuda_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        *ALL_CASES,
+        pytest.param(TOY, replace(EAGER, has_recorded_copies=True), id="recorded-copies"),
+    ],
+)
 def test_replayed_graphs_agree_with_the_eager_model(
     config, options, monkeypatch: pytest.MonkeyPatch
 ) -> None:

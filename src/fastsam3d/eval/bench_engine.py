@@ -9,29 +9,18 @@ import torch
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.eval.bench_worker import DecodingContender, OwnContender, phantom_roi
-from fastsam3d.session.fixed_shape import (
-    FixedShapeConfig,
-    FixedShapeEngine,
-    fastest_config,
-)
+from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastsam3d.model.config import Family
-
-# As it is by default; with every kernel timed before one is chosen; and the plain decoders without
-# compiling.
-ENGINES: Final = ("cuda_graph", "cuda_graph_autotune", "cuda_graph_plain")
-
-
-def _config(kind: str, family: Family) -> FixedShapeConfig:
-    if kind == "cuda_graph_plain":
-        return FixedShapeConfig(is_compiled=False)
-    fastest = fastest_config(family)
-    if kind == "cuda_graph_autotune":
-        return replace(fastest, compile_mode="max-autotune-no-cudagraphs")
-    return fastest
+# As it is by default; with every kernel timed before one is chosen; and without compiling.
+_CONFIGS: Final = {
+    "cuda_graph": FixedShapeConfig(),
+    "cuda_graph_autotune": FixedShapeConfig(compile_mode="max-autotune-no-cudagraphs"),
+    "cuda_graph_plain": FixedShapeConfig(is_compiled=False),
+}
+ENGINES: Final = tuple(_CONFIGS)
 
 
 class EngineContender(DecodingContender):
@@ -54,7 +43,7 @@ class EngineContender(DecodingContender):
         self._own = OwnContender(base, device)
         self.label, self.weights = name, self._own.weights
         self.module, self.image_size = self._own.module, self._own.image_size
-        config = _config(kind, self.module.config.family)
+        config = _CONFIGS[kind]
         if device == "cpu":
             config = replace(config, is_compiled=False, is_captured=False)
         self.engine = FixedShapeEngine(self.module, config)

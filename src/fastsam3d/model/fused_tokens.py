@@ -13,12 +13,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from fastsam3d.model.fused_attention import following_reads
 from fastsam3d.model.fused_layers import joined, linear_of, project, split
 from fastsam3d.model.hr_decoder import DECODER_HEADS, TwoWayLayer
 from fastsam3d.model.hr_layers import TrunkBlock
-from fastsam3d.model.inference_ops import activate
 from fastsam3d.model.row_ops import RowLinear, row_attention
 from fastsam3d.model.turned_heads import turned_heads
 from fastsam3d.model.two_way import NUM_HEADS, TwoWayBlock, TwoWayTransformer3D
@@ -138,6 +137,24 @@ class _RowTwoWayBlock(nn.Module):
         return tokens, image, (*placed, *plain)
 
 
+def _following_reads(
+    transformer: TwoWayTransformer3D,
+) -> list[tuple[list[nn.Linear], list[nn.Linear]]]:
+    """Return, for each block, what the next attention projects of its tokens.
+
+    They can be projected as soon as they are ready.
+
+    Returns:
+        Layers of the tokens with their position, and of the tokens alone.
+    """
+    blocks = cast("list[TwoWayBlock]", list(transformer.layers))
+    following = [
+        ([block.self_attn.q_proj, block.self_attn.k_proj], [block.self_attn.v_proj])
+        for block in blocks[1:]
+    ]
+    return [*following, ([transformer.final_attn_token_to_image.q_proj], [])]
+
+
 class RowTwoWayTransformer(nn.Module):
     """`TwoWayTransformer3D` with its weights.
 
@@ -155,7 +172,7 @@ class RowTwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             _RowTwoWayBlock(block, norm, reads, position)
             for block, norm, reads in zip(
-                blocks, norms_before, following_reads(transformer), strict=True
+                blocks, norms_before, _following_reads(transformer), strict=True
             )
         )
         self.last_reads = RowLinear(
@@ -190,6 +207,8 @@ class RowTwoWayTransformer(nn.Module):
 class GeluLinear(nn.Module):
     """GELU of a layer, which the library computes with the product: on a GPU its tanh form.
 
+    In float32 it is the exact one.
+
     Args:
         layer: Whose weights are taken.
     """
@@ -201,6 +220,8 @@ class GeluLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., outputs)."""
         weight = self.layer.weight
+        if weight.dtype == torch.float32:
+            return functional.gelu(self.layer(x))
         rows = x.flatten(0, -2).to(weight.dtype)
         found = torch.ops.aten._addmm_activation(self.layer.bias, rows, weight.T, use_gelu=True)
         return found.view(*x.shape[:-1], -1)
@@ -211,19 +232,14 @@ class FusedTrunkBlock(nn.Module):
 
     Args:
         block: Whose weights are taken; its attention is dense.
-        has_heads_kernel: Norm, turn and lay out queries and keys in one launch.
-        has_product_gelu: Compute GELU with the product before.
     """
 
     head_gain: Tensor
     head_shift: Tensor
 
-    def __init__(
-        self, block: TrunkBlock, *, has_heads_kernel: bool, has_product_gelu: bool
-    ) -> None:
+    def __init__(self, block: TrunkBlock) -> None:
         super().__init__()
-        self.block, self.has_heads_kernel = block, has_heads_kernel
-        self.hidden = GeluLinear(block.fc1) if has_product_gelu else None
+        self.block, self.hidden = block, GeluLinear(block.fc1)
         norms = (block.q_norm, block.k_norm)
         gain = torch.stack([norm.weight for norm in norms]).detach()
         self.register_buffer("head_gain", gain, persistent=False)
@@ -233,11 +249,8 @@ class FusedTrunkBlock(nn.Module):
     def forward(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         """Return tokens of the input's shape; `cos_TD`, `sin_TD` are the rotary tables."""
         block = self.block
-        attended = self._attended if self.has_heads_kernel else block.attended
-        x_BTC = x_BTC + block.scale1 * attended(block.norm1(x_BTC), cos_TD, sin_TD)
-        normed = block.norm2(x_BTC)
-        hidden = activate(block.fc1(normed)) if self.hidden is None else self.hidden(normed)
-        return x_BTC + block.scale2 * block.fc2(hidden)
+        x_BTC = x_BTC + block.scale1 * self._attended(block.norm1(x_BTC), cos_TD, sin_TD)
+        return x_BTC + block.scale2 * block.fc2(self.hidden(block.norm2(x_BTC)))
 
     def _attended(self, x_BTC: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         block = self.block

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastsam3d.model.layers import ChannelNorm3d, HeadMLP
 from fastsam3d.model.prompt_encoder import PromptEmbeddings
@@ -56,11 +55,8 @@ class MaskDecoder3D(nn.Module):
         answer_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([answer_tokens.expand(batch, -1, -1), prompts.sparse], dim=1)
         image_pe_BTC = image_pe_1CIJK.flatten(2).transpose(1, 2)
-        bias = prompts.bias
-        if bias is not None:
-            bias = functional.pad(bias, (answer_tokens.shape[0], 0))
         image = source.flatten(2).transpose(1, 2)
-        tokens, image = self.transformer(tokens, image, image_pe_BTC, bias)
+        tokens, image = self.transformer(tokens, image, image_pe_BTC)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
         chosen = slice(1, _NUM_MASK_TOKENS) if multimask else slice(0, 1)
         mask_tokens = tokens[:, 1 : 1 + _NUM_MASK_TOKENS][:, chosen]

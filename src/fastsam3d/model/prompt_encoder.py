@@ -24,15 +24,10 @@ _POSITIVE, _NEGATIVE, _PADDING = 1, 0, -1
 
 
 class PromptEmbeddings(NamedTuple):
-    """Prompt encoder output: `sparse` (B, P, C) and `dense` (B, C, I, J, K) on the token grid.
-
-    `bias` (B, P) is added to the scores of the sparse tokens as keys: it hides those that only
-    fill a buffer of fixed size.
-    """
+    """Prompt encoder output: `sparse` (B, P, C) and `dense` (B, C, I, J, K) on the token grid."""
 
     sparse: Tensor
     dense: Tensor
-    bias: Tensor | None = None
 
 
 class RandomFourierEncoding(nn.Module):

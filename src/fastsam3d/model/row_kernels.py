@@ -19,12 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsam3d.model.row_ops import FEW_ROWS
-
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Stands for minus infinity where two of them might be subtracted.
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 _MOST_KEYS = 256  # of one step
+# Rows and columns of a program of products: few, so that there are enough to fill the device.
+_BLOCK_M, _BLOCK_N = 32, 16
 
 
 @triton.jit
@@ -152,20 +152,6 @@ def _wide(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def _plan(
-    count: int, inputs: int, outputs: int, *, has_norm: bool, has_place: bool
-) -> tuple[int, int, int]:
-    """Return rows and columns of a program, and its warps.
-
-    Few rows are shared among programs of few columns, so that there are enough to fill the device.
-    """
-    is_few = count <= FEW_ROWS
-    block_n = 16 if is_few or has_place else 64
-    if has_norm:  # rows are held whole, in registers
-        return 32, block_n, 8 if inputs > 256 else 4
-    return 32 if is_few or outputs < 1024 else 64, block_n, 4
-
-
 @torch.library.custom_op(
     "fastsam3d::row_linear",
     mutates_args=(),
@@ -214,16 +200,13 @@ def row_linear(
     places, tables, residuals = (
         part[0].contiguous() if part else bias for part in (place, table, residual)
     )
-    block_m, block_n, num_warps = _plan(
-        count, inputs, outputs, has_norm=bool(norm), has_place=bool(place)
-    )
-    _linear[triton.cdiv(outputs, block_n), triton.cdiv(count, block_m)](
+    _linear[triton.cdiv(outputs, _BLOCK_N), triton.cdiv(count, _BLOCK_M)](
         x, weight, bias, gain, shift, places, tables, residuals, out, kept, x.stride(0),
         count, outputs, placed, tables.shape[0], places.shape[0], eps,
         K=inputs, WHOLE=_wide(inputs), HAS_NORM=bool(norm), HAS_PLACE=bool(place),
         HAS_TABLE=bool(table), HAS_RESIDUAL=bool(residual), KEEPS=keeps, ACTIVATION=activation,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=_step(inputs),
-        num_warps=num_warps, num_stages=4,
+        BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_K=_step(inputs),
+        num_warps=8 if norm and inputs > 256 else 4, num_stages=4,
     )  # fmt: skip
     return out, kept
 

@@ -33,9 +33,6 @@ FEW_ROWS = 64  # with more, the library's products are the faster ones
 class RowLinear(nn.Module):
     """``residual + activation(product(norm(x) + place) + bias + table)``.
 
-    Attributes:
-        most_rows: Most that the kernel computes; more are left to the library.
-
     Args:
         layer: Weights (N, K) and bias, copied.
         norm: Layer norm of the inputs, or None.
@@ -64,7 +61,6 @@ class RowLinear(nn.Module):
         keeps: bool = False,
     ) -> None:
         super().__init__()
-        self.most_rows = FEW_ROWS
         self.placed, self.activation = placed, activation
         self.is_stream, self.keeps = is_stream, keeps
         self.eps = norm.eps if norm is not None else 0.0
@@ -118,7 +114,7 @@ class RowLinear(nn.Module):
 
     def _serves(self, rows: Tensor) -> bool:
         inputs, outputs = self.weight.shape[1], self.weight.shape[0]
-        fits = len(rows) <= self.most_rows
+        fits = len(rows) <= FEW_ROWS
         fits &= all(size % _ALIGNED == 0 for size in (inputs, outputs, self.placed))
         fits &= not self.has_norm or inputs <= _MOST_WHOLE
         return fits and _is_served(rows, self.weight.dtype)

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from fastsam3d.model import row_ops, turned_heads
 from fastsam3d.model.config import DENSE
 from fastsam3d.model.embedding import ImageEmbedding
-from fastsam3d.model.fused_attention import JointTwoWayLayer, JointTwoWayTransformer
+from fastsam3d.model.fused_attention import JointTwoWayLayer
 from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
 from fastsam3d.model.fused_layers import HeadBatch
-from fastsam3d.model.fused_official import (
-    HIDDEN_POINT,
-    HIDDEN_SCORE,
-    PADDING_POINT,
-    RowMaskDecoder,
-)
+from fastsam3d.model.fused_official import HIDDEN_POINT, PADDING_POINT, RowMaskDecoder
 from fastsam3d.model.fused_tokens import (
     FusedTrunkBlock,
     GeluLinear,
@@ -40,7 +35,6 @@ if TYPE_CHECKING:
     from fastsam3d.model.hr_decoder import TwoWayLayer
     from fastsam3d.model.hr_layers import PositionEncoding, TrunkBlock
     from fastsam3d.model.registry import Model
-    from fastsam3d.model.sam_med3d import SamMed3D
     from fastsam3d.model.two_way import TwoWayTransformer3D
     from fastsam3d.session.fixed_shape import FixedShapeConfig
 
@@ -58,7 +52,7 @@ class FixedModel:
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.
-        options: Precision and kernels.
+        options: Precision, and what is chosen of the decoder.
     """
 
     def __init__(self, model: Model, options: FixedShapeConfig) -> None:
@@ -69,16 +63,11 @@ class FixedModel:
         self.model = copy.deepcopy(model)
         self._rows = _fused(self.model, options)
         _reduce(self.model, options)
-        if self._rows is not None:
-            _reduce_layers(self._rows, options.dtype)
+        _reduce_layers(self._rows, options.dtype)
         self._device = next(model.parameters()).device
         self._dtype, self._max_points = options.dtype, options.max_points
-        by_kernel = options.has_mask_kernel and self._device.type == "cuda"
         sides = self.config.image_size, self.config.logits_size
-        self._pack_mask = mask_packer(*sides, by_kernel=by_kernel)
-        if not self.is_own:
-            with torch.inference_mode():
-                self._grid_position = cast("SamMed3D", self.model).prompt_encoder.encode_grid()
+        self._pack_mask = mask_packer(*sides, by_kernel=self._device.type == "cuda")
 
     def embedding(self, parts: tuple[Tensor, ...]) -> ImageEmbedding:
         """Return what `encode` made as the model's embedding."""
@@ -124,9 +113,7 @@ class FixedModel:
     def _decode_own(
         self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        model = cast("HighResSam3D", self.model)
-        if not isinstance(self._rows, RowHighResDecoder):
-            return model.decode_masks(embedding, **cast("Any", given), multimask=multimask)
+        model, rows = cast("HighResSam3D", self.model), cast("RowHighResDecoder", self._rows)
         mask = given.get("mask_logits")
         prompts = model.prepare_prompts(
             given["points"],
@@ -134,24 +121,16 @@ class FixedModel:
             boxes=given.get("boxes"),
             previous=None if mask is None else previous_mask_map(mask.sigmoid()),
         )
-        return self._rows((embedding.tokens, *embedding.skips), prompts, multimask=multimask)
+        return rows((embedding.tokens, *embedding.skips), prompts, multimask=multimask)
 
     def _decode_official(
         self, embedding: ImageEmbedding, given: dict[str, Tensor], *, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        model = cast("SamMed3D", self.model)
+        rows = cast("RowMaskDecoder", self._rows)
         points, labels, mask = given["points"], given["labels"], given.get("mask_logits")
         if "boxes" in given:
             points, labels = append_box_centres(points, labels, given["boxes"])
-        if isinstance(self._rows, RowMaskDecoder):
-            return self._rows(embedding.tokens, points, labels, mask, multimask=multimask)
-        prompts = model.prompt_encoder(points, labels.clamp(min=PADDING_POINT), None, mask)
-        # The prompt encoder adds one padding point of its own, which is not hidden.
-        is_hidden = nn.functional.pad(labels == HIDDEN_POINT, (0, 1))
-        prompts = prompts._replace(bias=HIDDEN_SCORE * is_hidden)
-        return model.mask_decoder(
-            embedding.tokens, self._grid_position, prompts, multimask=multimask
-        )
+        return rows(embedding.tokens, points, labels, mask, multimask=multimask)
 
     def _precision(self) -> torch.autocast:
         # The cache would keep casts of another call's memory; weights are cast already.
@@ -168,77 +147,51 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder | None:
+def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder:
     """Join parts of a model that may be changed, and return what decodes in its place."""
-    if options.has_row_kernels:
-        load_kernels(row_ops.KERNELS)
     if isinstance(model, HighResSam3D):
         return _fused_own(model, options)
-    if options.has_product_gelu:
-        for module in model.image_encoder.modules():
-            if isinstance(module, FeedForward):
-                module.lin1 = cast("nn.Linear", GeluLinear(module.lin1))
-                module.act = nn.Identity()
+    for module in model.image_encoder.modules():
+        if isinstance(module, FeedForward):
+            module.lin1 = cast("nn.Linear", GeluLinear(module.lin1))
+            module.act = nn.Identity()
+    load_kernels(row_ops.KERNELS)
     decoder = model.mask_decoder
-    if options.has_row_kernels:
-        position = model.prompt_encoder.encode_grid().flatten(2).transpose(1, 2)[0]
-        rows = RowTwoWayTransformer(decoder.transformer, position)
-        decoder.transformer = cast("TwoWayTransformer3D", rows)
-    elif options.has_joint_projections:
-        joint = JointTwoWayTransformer(decoder.transformer)
-        decoder.transformer = cast("TwoWayTransformer3D", joint)
-    return RowMaskDecoder(model) if options.has_row_decoder else None
+    position = model.prompt_encoder.encode_grid().flatten(2).transpose(1, 2)[0]
+    rows = RowTwoWayTransformer(decoder.transformer, position)
+    decoder.transformer = cast("TwoWayTransformer3D", rows)
+    return RowMaskDecoder(model)
 
 
-def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDecoder | None:
-    decoder = model.decoder
-    if model.config.attention == DENSE and (options.has_heads_kernel or options.has_product_gelu):
-        _fuse_trunk(model, options)
+def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDecoder:
+    trunk, decoder = model.encoder.trunk, model.decoder
+    if model.config.attention == DENSE:
+        load_kernels(turned_heads.KERNELS)
+        blocks = [FusedTrunkBlock(cast("TrunkBlock", block)) for block in trunk.blocks]
+        trunk.blocks = nn.ModuleList(blocks)
+        decoder.mix = cast("TrunkBlock", FusedTrunkBlock(decoder.mix))
     layers = [cast("TwoWayLayer", layer) for layer in decoder.layers]
     if options.has_row_kernels:
+        load_kernels(row_ops.KERNELS)
         position = decoder.position(decoder.grid_position)[0]
         decoder.layers = nn.ModuleList(RowTwoWayLayer(layer, position) for layer in layers)
-    elif options.has_joint_projections:
+    else:
         decoder.layers = nn.ModuleList(JointTwoWayLayer(layer) for layer in layers)
-    if not options.has_row_decoder:
-        return None
     rows = RowHighResDecoder(decoder)
-    if options.has_finest_kernel:
-        rows.use_kernel()
+    rows.use_kernel()
     decoder.position = cast("PositionEncoding", RowPosition(decoder.position))
     return rows
-
-
-def _fuse_trunk(model: HighResSam3D, options: FixedShapeConfig) -> None:
-    if options.has_heads_kernel:
-        load_kernels(turned_heads.KERNELS)
-
-    def fused(block: nn.Module) -> TrunkBlock:
-        found = FusedTrunkBlock(
-            cast("TrunkBlock", block),
-            has_heads_kernel=options.has_heads_kernel,
-            has_product_gelu=options.has_product_gelu,
-        )
-        return cast("TrunkBlock", found)
-
-    trunk, decoder = model.encoder.trunk, model.decoder
-    trunk.blocks = nn.ModuleList(fused(block) for block in trunk.blocks)
-    decoder.mix = fused(decoder.mix)
 
 
 def _reduce(model: Model, options: FixedShapeConfig) -> None:
     if isinstance(model, HighResSam3D):
         model.decoder.is_limited = False  # the box around the object has no fixed shape
     for module in model.modules():
-        if isinstance(module, RowLinear):
-            module.most_rows = options.row_limit
         if isinstance(module, WindowAttention):
             with torch.no_grad():  # while its tables are float32
                 module.fix(model.config.grid_size, options.dtype)
-                if options.has_folded_bias:
-                    module.fold(model.config.grid_size)
-            if options.has_window_kernel:
-                module.use_kernel()
+                module.fold(model.config.grid_size)
+            module.use_kernel()
     _reduce_layers(model, options.dtype)
 
 

@@ -55,8 +55,8 @@ class ClickBuffers:
         empty_label: Of a slot that holds no point.
         side: L.
         device: Where the buffers are.
-        is_uploaded: `fill` copies prompts to the device; else what reads them calls `upload` first
-            and `mark` after.
+        is_uploaded: `fill` leaves prompts on the device; else it leaves them in host memory, and
+            what reads them calls `upload` first and `mark` after.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ClickBuffers:
             self.mask_logits.zero_()
         self._is_mask_set = mask_logits is not None
         given = [part for part in (points, labels, boxes) if part is not None]
-        if self._is_uploaded and any(part.device.type != "cpu" for part in given):
+        if any(part.device.type != "cpu" for part in given):
             self._fill_on_device(points, labels, boxes)
             return
         self._fill_from_host(points, labels, boxes)
@@ -136,6 +136,9 @@ class ClickBuffers:
         )
         flat = [part.to(self.packed).flatten(1) for part in parts]
         torch.cat(flat, dim=1, out=self.packed)
+        if not self._is_uploaded:
+            # By the device: a host that read them would wait for all that is queued, as an encoder.
+            self._host.copy_(self.packed, non_blocking=True)
 
 
 def _array(part: Tensor) -> NDArray[np.float32]:

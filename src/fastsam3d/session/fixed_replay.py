@@ -29,7 +29,6 @@ class Replay:
         compile_mode: Of torch.compile; None runs the function as it is. If compiling fails, a
             warning says why and the function is run as it is.
         is_captured: Record a CUDA graph.
-        has_layout_search: Let the compiler choose the layout of convolutions.
         before: Done before the function by every run, and recorded with it.
         after: Given the outputs, done after the function and recorded likewise.
     """
@@ -41,13 +40,11 @@ class Replay:
         *,
         compile_mode: CompileMode | None,
         is_captured: bool,
-        has_layout_search: bool = True,
         before: Callable[[], None] | None = None,
         after: Callable[[tuple[Tensor, ...]], None] | None = None,
     ) -> None:
         self._buffers = buffers
         self._before, self._after = before, after
-        self._has_layout_search = has_layout_search
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
@@ -79,7 +76,7 @@ class Replay:
         compiled = cast("Any", torch).compile(function, dynamic=False, fullgraph=True, mode=mode)
         try:
             with (
-                _layout_search(is_on=self._has_layout_search),
+                _kept_layouts(),
                 cast("Any", torch)._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS),
                 _chosen_convolutions(),
             ):
@@ -104,11 +101,11 @@ class Replay:
 
 
 @contextmanager
-def _layout_search(*, is_on: bool) -> Generator[None]:
-    """Let the compiler choose layouts, or keep those of the tensors."""
+def _kept_layouts() -> Generator[None]:
+    """Keep channels last, as the weights have them: a compiler chooses for two dimensions."""
     import torch._inductor.config as settings  # noqa: PLC0415 - loads the compiler
 
-    with cast("Any", settings).patch(layout_optimization=is_on):
+    with cast("Any", settings).patch(layout_optimization=False):
         yield
 
 

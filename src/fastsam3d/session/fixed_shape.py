@@ -12,13 +12,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from fastsam3d.errors import ConfigError
-from fastsam3d.model.row_ops import FEW_ROWS
 from fastsam3d.session.fixed_model import FixedModel
 from fastsam3d.session.fixed_prompts import ClickBuffers
 from fastsam3d.session.fixed_replay import CompileMode, Replay
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fastsam3d.model.config import Family, ModelConfig
+    from fastsam3d.model.config import ModelConfig
     from fastsam3d.model.embedding import ImageEmbedding
     from fastsam3d.model.registry import Model
 
@@ -50,27 +49,9 @@ class FixedShapeConfig:
         max_points: Most points of one prompt set; more are left to the eager model.
         batch_sizes: Numbers of ROIs that are encoded by a replay of their own, besides one; others
             are run eagerly. Each takes the memory of such a batch for good.
-        has_window_kernel: Add the official encoders' position bias within a Triton kernel in place
-            of forming it, where Triton and the shapes allow.
-        has_layout_search: Let the compiler choose the layout of convolutions. What it knows is
-            convolutions of two dimensions; without, channels stay last as the weights have them.
-        has_joint_projections: Make queries, keys and values of the same tokens in one product in
-            the decoder's two-way attention.
-        has_row_decoder: Decode on rows, channels last: convolutions whose kernel is their stride
-            become products with blocks of voxels, heads are batched, and what does not change with
-            a click is computed once.
-        has_row_kernels: Compute prompt tokens by Triton kernels that norm, multiply, activate and
-            add in one launch, see `fastsam3d.model.row_kernels`; takes the place of joint
-            projections.
-        row_limit: Most rows that these kernels multiply; more, as an image's tokens are, are
-            multiplied by the library.
-        has_heads_kernel: Norm and turn queries and keys of our own trunk in one Triton kernel.
-        has_finest_kernel: Finish one mask by Triton kernels in the row decoder of our own variants.
-        has_mask_kernel: Pack masks by Triton kernels, where Triton and the sizes allow.
-        has_folded_bias: Multiply queries with the official position tables in the product that
-            makes the queries.
-        has_product_gelu: Compute GELU of the encoder's feed-forward parts with the product before;
-            on a GPU in its tanh form.
+        has_row_kernels: Compute our own variants' prompt tokens by the Triton kernels that compute
+            those of the official ones, see `fastsam3d.model.row_kernels`, in place of the
+            library's products.
         has_recorded_copies: Copy prompts to the device and the mask back within the graph.
     """
 
@@ -80,38 +61,8 @@ class FixedShapeConfig:
     is_captured: bool = True
     max_points: int = 16
     batch_sizes: tuple[int, ...] = ()
-    has_window_kernel: bool = True
-    has_layout_search: bool = True
-    has_joint_projections: bool = False
-    has_row_decoder: bool = False
     has_row_kernels: bool = False
-    row_limit: int = FEW_ROWS
-    has_heads_kernel: bool = False
-    has_finest_kernel: bool = False
-    has_mask_kernel: bool = False
-    has_folded_bias: bool = False
-    has_product_gelu: bool = False
     has_recorded_copies: bool = False
-
-
-# What was measured to be faster on a GPU, see docs/benchmarks.md; the rest is off.
-_FASTEST: Final[dict[Family, FixedShapeConfig]] = {
-    "sam_med3d": FixedShapeConfig(
-        has_layout_search=False,
-        has_row_decoder=True,
-        has_row_kernels=True,
-        has_folded_bias=True,
-        has_product_gelu=True,
-    ),
-    "hr": FixedShapeConfig(
-        has_layout_search=False, has_row_decoder=True, has_joint_projections=True
-    ),
-}
-
-
-def fastest_config(family: Family) -> FixedShapeConfig:
-    """Return how models of a family are run unless something else is asked for."""
-    return _FASTEST[family]
 
 
 _NUM_OUTPUTS = 3  # of one mask: logits, quality and its bytes
@@ -134,7 +85,7 @@ class FixedShapeEngine:
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.
-        config: How to run it; by default `fastest_config` of the model's family.
+        config: How to run it.
 
     Attributes:
         device: Where the model is.
@@ -145,7 +96,7 @@ class FixedShapeEngine:
     """
 
     def __init__(self, model: Model, config: FixedShapeConfig | None = None) -> None:
-        self.options = config or fastest_config(model.config.family)
+        self.options = config or FixedShapeConfig()
         device = next(model.parameters()).device
         if self.options.is_captured and device.type != "cuda":
             msg = f"CUDA graphs need a CUDA device, got {device.type}; use engine='torch'."
@@ -315,7 +266,6 @@ class FixedShapeEngine:
             buffers,
             compile_mode=self.options.compile_mode if self.options.is_compiled else None,
             is_captured=self.options.is_captured,
-            has_layout_search=self.options.has_layout_search,
             before=self._buffers.upload if has_copies else None,
             after=self._copy_back if has_copies else None,
         )
