@@ -12,8 +12,16 @@ from fastsam3d.errors import ConfigError, DatasetError
 from fastsam3d.train.bank import TrainingBank
 from fastsam3d.train.config import recipe
 from fastsam3d.train.degrade import DegradeConfig, apply_axis_matrices, draw_axis_matrices
-from fastsam3d.train.drawing import SESSION_SPACING_MM, BatchDrawer, DrawnBatch
-from fastsam3d.train.rendering import Renderer, _paint_lesions, _positions, _tint
+from fastsam3d.train.drawing import (
+    LESION_CORE_ID,
+    MODE_LABEL,
+    MODE_NESTED,
+    MODE_OBJECT,
+    SESSION_SPACING_MM,
+    BatchDrawer,
+    DrawnBatch,
+)
+from fastsam3d.train.rendering import Renderer, _members, _paint_lesions, _positions, _tint
 from fastsam3d.train.shapes import (
     FIELD_SIDE,
     PRIMITIVE_ID0,
@@ -195,6 +203,42 @@ def test_a_tube_is_one_object_thinner_than_long(bank: TrainingBank) -> None:
     assert (used.sum(1) == config.shapes.tube_segments).all()
     values = drawn.value_of_id[-config.num_real :, PRIMITIVE_ID0:][used]
     assert (values == PRIMITIVE_ID0).all()
+
+
+def test_a_wall_and_its_core_are_two_objects_and_one_together(bank: TrainingBank) -> None:
+    config = replace(
+        CONFIG, share_lesion=1.0, share_lesion_wall=1.0, share_supervoxel=1.0, num_real=12
+    )
+    drawn = BatchDrawer(bank, config, seed=3).draw()
+    first = config.batch_size - config.num_real
+    blank = torch.ones(config.batch_size, SIZE, SIZE, SIZE, dtype=torch.int16)
+    fields = torch.zeros(config.batch_size, 1, FIELD_SIDE, FIELD_SIDE, FIELD_SIDE)
+    ids = fill_labels(blank, fields, drawn.zoom.float(), drawn.shape_warp, drawn.primitives)
+    middle = ids[first:, SIZE // 2, SIZE // 2, SIZE // 2]
+    assert {PRIMITIVE_ID0, LESION_CORE_ID} <= set(middle.tolist())
+    assert (middle >= PRIMITIVE_ID0).float().mean() > 0.8
+    assert (drawn.parent_of_id[first:, LESION_CORE_ID] == PRIMITIVE_ID0).all()
+    own = torch.full((config.batch_size,), PRIMITIVE_ID0)
+    for mode, has_core in ((MODE_OBJECT, False), (MODE_LABEL, False), (MODE_NESTED, True)):
+        drawn.mode[:] = mode
+        members = _members(own, drawn, 0, None)[first:]
+        assert members[:, PRIMITIVE_ID0].all()
+        assert (members[:, LESION_CORE_ID] == has_core).all()
+    batch = Renderer(bank, config).render(drawn)
+    assert batch.weights[first:, 0].mean() > 0.8
+
+
+def test_a_core_has_a_contrast_of_its_own() -> None:
+    torch.manual_seed(1)
+    image = torch.rand(2, 16, 16, 16)
+    lesion = torch.zeros(2, 16, 16, 16, dtype=torch.bool)
+    lesion[:, 2:14, 2:14, 2:14] = True
+    core = torch.zeros_like(lesion)
+    core[:, 6:10, 6:10, 6:10] = True
+    painted = _paint_lesions(image, lesion, 0.0, core)
+    wall = lesion & ~core
+    for n in range(2):
+        assert (painted[n][core[n]].mean() - painted[n][wall[n]].mean()).abs() > 0.03
 
 
 def test_a_lesion_may_show_what_another_roi_shows() -> None:

@@ -37,6 +37,8 @@ COARSE_WARP_SIDE = 5
 # Where sessions look at a first click, see the cards of our weights and `session.scale`.
 SESSION_SPACING_MM = 1.1
 MODE_OBJECT, MODE_LABEL, MODE_NESTED = 0, 1, 2
+# Of a lesion that has a wall around a core; the wall is the first primitive.
+LESION_CORE_ID = PRIMITIVE_ID0 + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,10 @@ class GeneratorConfig:
         share_supervoxel: Share of the real ROIs whose targets are supervoxels.
         share_lesion: Share of the real ROIs with a painted lesion as target.
         share_lesion_tube: Share of those whose lesion is a tube, thin as a vessel may be.
-        share_lesion_texture: Share of those filled with what another ROI of the batch shows, in
-            place of smooth noise.
+        share_lesion_wall: Share of those that are no tube and have a wall around a core, each an
+            object, as hearts, vessels and cysts do; the wall may be open at one end.
+        share_lesion_texture: Share of all lesions filled with what another ROI of the batch shows,
+            in place of smooth noise.
         share_tint: Share of the real ROIs whose objects are made brighter or darker, each by its
             own amount: textures stay, contrasts are drawn anew.
         num_targets: Targets per ROI.
@@ -85,6 +89,7 @@ class GeneratorConfig:
     share_supervoxel: float = 0.3
     share_lesion: float = 0.1
     share_lesion_tube: float = 0.0
+    share_lesion_wall: float = 0.0
     share_lesion_texture: float = 0.0
     share_tint: float = 0.0
     num_targets: int = 2
@@ -207,7 +212,7 @@ class BatchDrawer:
         parents[:, PRIMITIVE_ID0:][drawn] = shapes.parents[drawn] + PRIMITIVE_ID0
         values = np.tile(np.arange(NUM_IDS, dtype=np.int64), (batch, 1))
         values[:, PRIMITIVE_ID0:] = PRIMITIVE_ID0 + shapes.groups
-        posed, lesions = self._draw_posed(shapes.primitives, values)
+        posed, lesions = self._draw_posed(shapes.primitives, values, parents)
         shape_warp = rng.standard_normal((batch, 3, WARP_SIDE, WARP_SIDE, WARP_SIDE))
         shape_warp *= rng.uniform(0, config.shapes.warp, (batch, 1, 1, 1, 1))
         if config.num_real:
@@ -239,9 +244,12 @@ class BatchDrawer:
         )
 
     def _draw_posed(
-        self, primitives: NDArray[np.float32], values: NDArray[np.int64]
+        self,
+        primitives: NDArray[np.float32],
+        values: NDArray[np.int64],
+        parents: NDArray[np.int64],
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Draw the ROIs that show a case; marks lesions in `primitives` and `values` in place."""
+        """Draw the ROIs that show a case; puts lesions into what it is given."""
         config, rng = self.config, self.rng
         rows: list[dict[str, Any]] = []
         lesions = np.zeros(config.num_real, np.bool_)
@@ -260,7 +268,9 @@ class BatchDrawer:
             values[b, : len(bank_map.value_of_id)] = bank_map.value_of_id
             if r >= 0:
                 lesions[r] = rng.random() < config.share_lesion
-                self._make_lesion(primitives[b], values[b], is_lesion=bool(lesions[r]))
+                primitives[b, :, 9:12] = FAR
+                if lesions[r]:
+                    self._make_lesion(primitives[b], values[b], parents[b])
             rows.append(self._pose(case, bank_map, target, is_real=r >= 0))
             if r >= 0 and lesions[r]:
                 rows[-1].update(first_id=0, partner_id=0)
@@ -276,17 +286,25 @@ class BatchDrawer:
         return columns, lesions
 
     def _make_lesion(
-        self, primitives: NDArray[np.float32], values: NDArray[np.int64], *, is_lesion: bool
+        self,
+        primitives: NDArray[np.float32],
+        values: NDArray[np.int64],
+        parents: NDArray[np.int64],
     ) -> None:
-        """Keep one object around the ROI centre, blobs or a tube, or no primitive at all."""
-        primitives[:, 9:12] = FAR
-        if not is_lesion:
-            return
-        is_tube = self.rng.random() < self.config.share_lesion_tube
-        rows = self._tube_through_centre() if is_tube else self._blobs_around_centre()
+        """Put one lesion around the ROI centre: blobs or a tube, or a wall with its core."""
+        config, rng = self.config, self.rng
+        rows, is_wall = None, False
+        if rng.random() < config.share_lesion_tube:
+            rows = self._tube_through_centre()
+        elif config.share_lesion_wall and rng.random() < config.share_lesion_wall:
+            rows, is_wall = self._wall_and_core(), True
+        else:
+            rows = self._blobs_around_centre()
         rows[:, 15] = 1.0
         primitives[: len(rows)] = rows
         values[PRIMITIVE_ID0 : PRIMITIVE_ID0 + len(rows)] = PRIMITIVE_ID0
+        if is_wall:
+            values[LESION_CORE_ID], parents[LESION_CORE_ID] = LESION_CORE_ID, PRIMITIVE_ID0
 
     def _blobs_around_centre(self) -> NDArray[np.float32]:
         rng = self.rng
@@ -297,6 +315,32 @@ class BatchDrawer:
             row[:9] = (_random_rotation(rng, 60.0) / axes[:, None]).ravel()
             row[9:12] = rng.uniform(-0.5, 0.5, 3) * radius
             row[13] = 2.0
+        return rows
+
+    def _wall_and_core(self) -> NDArray[np.float32]:
+        """Draw two ellipsoids, the second in the first, about the ROI centre or beside it."""
+        rng = self.rng
+        axes = log_uniform(rng, (0.12, 0.5)) * np.exp(rng.uniform(-0.4, 0.4, 3))
+        part = rng.uniform(0.4, 0.88) * np.exp(rng.uniform(-0.1, 0.1, 3))
+        part = np.minimum(part, 0.92)
+        # In units of the outer axes: how far the core lies off the middle, and where it opens.
+        middle = rng.uniform(-0.6, 0.6, 3) * (1 - part)
+        if rng.random() < 0.35:
+            middle[rng.integers(3)] = rng.choice([-1.0, 1.0]) * rng.uniform(0.4, 0.8)
+        at = middle
+        if rng.random() < 0.65:
+            in_wall = rng.uniform(-1, 1, (200, 3))
+            reach = np.linalg.norm(in_wall, axis=1)
+            depth = np.linalg.norm((in_wall - middle) / part, axis=1)
+            found = in_wall[(reach < 0.97) & (depth > 1.03)]
+            at = found[0] if len(found) else middle
+        pose = _random_rotation(rng, 60.0)
+        rows = np.zeros((2, PRIMITIVE_VALUES), np.float32)
+        rows[0, :9] = (pose / axes[:, None]).ravel()
+        rows[1, :9] = (pose / (axes * part)[:, None]).ravel()
+        rows[0, 9:12] = -pose.T @ (axes * at)
+        rows[1, 9:12] = pose.T @ (axes * (middle - at))
+        rows[:, 13] = 2.0
         return rows
 
     def _tube_through_centre(self) -> NDArray[np.float32]:

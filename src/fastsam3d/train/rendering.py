@@ -22,7 +22,13 @@ from torch.nn import functional
 from fastsam3d.preprocess.intensity import roi_percentile_zscore
 from fastsam3d.train.bank import CT_RANGE_HU, TrainingBank
 from fastsam3d.train.degrade import degrade, recolour
-from fastsam3d.train.drawing import MODE_LABEL, MODE_NESTED, DrawnBatch, GeneratorConfig
+from fastsam3d.train.drawing import (
+    LESION_CORE_ID,
+    MODE_LABEL,
+    MODE_NESTED,
+    DrawnBatch,
+    GeneratorConfig,
+)
 from fastsam3d.train.shapes import (
     FIELD_SIDE,
     MAX_REGIONS,
@@ -176,7 +182,12 @@ def _paint_all(ids: Tensor, real: Tensor, drawn: DrawnBatch, config: GeneratorCo
     if config.share_tint:
         real = _tint(real, ids[num_synthetic:].long(), config.share_tint)
     lesion = ids[num_synthetic:] >= PRIMITIVE_ID0
-    return torch.cat((image, _paint_lesions(real, lesion, config.share_lesion_texture)))
+    core = None
+    if config.share_lesion_wall:
+        values = drawn.value_of_id[num_synthetic:].gather(1, ids[num_synthetic:].long().flatten(1))
+        core = (values == LESION_CORE_ID).view(lesion.shape)
+    painted = _paint_lesions(real, lesion, config.share_lesion_texture, core)
+    return torch.cat((image, painted))
 
 
 def _draw_palette(value_of_id: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -221,14 +232,18 @@ def _tint(image: Tensor, ids: Tensor, share: float) -> Tensor:
     return image + strength * added
 
 
-def _paint_lesions(image: Tensor, lesion: Tensor, share_texture: float) -> Tensor:
+def _paint_lesions(
+    image: Tensor, lesion: Tensor, share_texture: float, core: Tensor | None = None
+) -> Tensor:
+    """Paint lesions (R, S, S, S) into real ROIs; a core has a contrast of its own."""
     count, device = image.shape[0], image.device
     middle = image.shape[-1] // 2
     near = slice(middle - 6, middle + 7)
     host = image[:, near, near, near].mean((1, 2, 3), keepdim=True)
     spread = image[:, ::4, ::4, ::4].std((1, 2, 3), keepdim=True)
-    sign = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, -1.0, 1.0)
-    contrast = sign * (0.2 + 1.0 * torch.rand(count, 1, 1, 1, device=device)) * spread
+    contrast = _lesion_contrast(spread)
+    if core is not None:
+        contrast = torch.where(core, _lesion_contrast(spread), contrast)
     opacity = 0.6 + 0.4 * torch.rand(count, 1, 1, 1, device=device)
     texture = _smooth_noise((count, 1), image.shape[-1], device)[:, 0]
     if share_texture:
@@ -240,6 +255,11 @@ def _paint_lesions(image: Tensor, lesion: Tensor, share_texture: float) -> Tenso
     texture = texture * spread * 0.3 * torch.rand(count, 1, 1, 1, device=device)
     painted = (1 - opacity) * image + opacity * host + contrast + texture
     return torch.where(lesion, painted, image)
+
+
+def _lesion_contrast(spread: Tensor) -> Tensor:
+    sign = torch.where(torch.rand_like(spread) < 0.5, -1.0, 1.0)
+    return sign * (0.2 + 1.0 * torch.rand_like(spread)) * spread
 
 
 def _degrade_and_normalise(
