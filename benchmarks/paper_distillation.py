@@ -54,7 +54,7 @@ MODELS = {
     "output_only": "output only (the published code)",
     "copy_then_output": "copied blocks, then output",
     "from_scratch": "from scratch, no teacher",
-    "hr_s": "`hr_s`, bundled",
+    "hr_s": "`hr_s` of run 6",
 }
 BASES = ("teacher", "from_scratch")
 CLICKS = ("1", "3", "5", "10")

@@ -70,7 +70,13 @@ def plot_sparse_attention() -> None:
 def plot_training_curves() -> None:
     """Loss and IoU on its own training ROIs, by ROIs seen, for every run kept."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    shown = {"first": "#999999", "second": "#0072b2", "third": "#d55e00", "fourth": "#009e73"}
+    shown = {
+        "first": "#999999",
+        "second": "#0072b2",
+        "third": "#d55e00",
+        "fourth": "#009e73",
+        "fifth": "#cc79a7",
+    }
     for name, colour in shown.items():
         log = (RUNS / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         lines = [json.loads(line) for line in log]
