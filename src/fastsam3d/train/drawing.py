@@ -293,7 +293,7 @@ class BatchDrawer:
     ) -> None:
         """Put one lesion around the ROI centre: blobs or a tube, or a wall with its core."""
         config, rng = self.config, self.rng
-        rows, is_wall = None, False
+        is_wall = False
         if rng.random() < config.share_lesion_tube:
             rows = self._tube_through_centre()
         elif config.share_lesion_wall and rng.random() < config.share_lesion_wall:

@@ -17,13 +17,14 @@ from fastsam3d.model.card import Preprocessing, WeightsCard
 from fastsam3d.model.checkpoint import save_checkpoint
 from fastsam3d.train.config import SCRIBBLE_TAIL, architecture_of
 from fastsam3d.train.degrade import FOCUS_HALF_WIDTH_HU
+from fastsam3d.train.drawing import SESSION_SPACING_MM
 from fastsam3d.train.loop import AVERAGED
 from fastsam3d.train.pack import read_index
 from fastsam3d.train.state import load_state
 
 # One spacing: measured on the development cases, choosing among several by the quality that this
 # short a training teaches the model is worse than always 1.1 mm (docs/training/log.md).
-SPACINGS_MM = (1.1,)
+SPACINGS_MM = (SESSION_SPACING_MM,)
 # Sources with share-alike terms are named with their licence in the card's list of training data.
 WEIGHTS_LICENCE = "Apache-2.0"
 
