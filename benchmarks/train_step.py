@@ -104,6 +104,7 @@ ARMS = {
     "channels first": Arm(patches=CHANNELS_FIRST),
     "normalised grids stored": Arm(changes={"inlined_reads": 4}, is_compiled_anew=True),
     "finest stage in the central box": Arm(changes={"fine_side": 96}, is_compiled_anew=True),
+    "two rounds learnt from": Arm(changes={"trained_rounds": 2}),
     "compiled as it comes": Arm(patches=AS_IT_COMES, is_compiled_anew=True),
     "before": Arm(
         changes=PLAIN,

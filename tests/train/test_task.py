@@ -13,7 +13,7 @@ from fastsam3d.train.config import MAX_POINTS, RunConfig, recipe
 from fastsam3d.train.families import family_of
 from fastsam3d.train.losses import mask_losses, rough_overlap
 from fastsam3d.train.rendering import TrainingBatch
-from fastsam3d.train.task import SegmentationTask
+from fastsam3d.train.task import Answer, Moment, SegmentationTask
 from tests.train.toy import SIZE, toy_model
 
 
@@ -72,6 +72,33 @@ def test_the_dice_before_is_that_of_the_mask_which_was_clicked_on() -> None:
     assert not drawn.converse(given, parts, 0).dice_before.any()
     before = drawn.converse(given, parts, 2).dice_before
     assert ((before > 0) & (before < 1)).all()
+
+
+def test_several_rounds_may_be_learnt_from() -> None:
+    """Each is the round that would be last had the user stopped there; the last is as ever."""
+    given = batch()
+    one, three = task(), task(trained_rounds=3)
+    parts = one.encode(given.image)
+    answers: list[list[Answer]] = []
+    for trained in (1, 3):
+        torch.manual_seed(0)
+        answers.append(one.rounds(given, parts, 2, num_trained=trained))
+    assert [len(found) for found in answers] == [1, 3]
+    last, alone = answers[1][-1], answers[0][-1]
+    assert torch.equal(last.prompts.points_BN3, alone.prompts.points_BN3)
+    assert torch.allclose(last.logits, alone.logits, atol=1e-5)
+    assert torch.allclose(last.dice_before, alone.dice_before, atol=1e-5)
+    assert not answers[1][0].dice_before.any()
+    assert not any(answer.prompts.previous_B1IJK.requires_grad for answer in answers[1])
+    each = [one.losses(answer, n)["loss"] for n, answer in enumerate(answers[1])]
+    three.family.model.load_state_dict(one.family.model.state_dict())
+    torch.manual_seed(0)
+    together = three(given, Moment(0, 1, 2))
+    assert torch.allclose(together["loss"], torch.stack(each).mean(), atol=1e-5)
+    together["loss"].backward()
+    assert all(p.grad is not None for _, p in three.named_parameters())
+    torch.manual_seed(0)
+    assert len(one.rounds(given, parts, 0, num_trained=3)) == 1
 
 
 def test_the_finest_stage_in_a_box_is_that_of_the_whole_but_for_the_rim() -> None:

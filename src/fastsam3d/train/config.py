@@ -75,6 +75,8 @@ class RunConfig:
         rough_weight: Weight of the loss on the mask at a quarter of the resolution.
         regress_weight: Weight of the soft Dice lost by the last corrective click, where it was
             lost: a click should not make the mask worse.
+        trained_rounds: How many of a step's clicks are learnt from, the last ones; where there are
+            fewer, all. Each costs a decode with its gradient.
         fine_side: Side in voxels, a multiple of 8, of the central box of the ROI in which the
             finest stage of `hr` models is computed and trained; outside of it the mask is that of
             a quarter of the resolution, which is trained everywhere. None: the whole ROI.
@@ -110,6 +112,7 @@ class RunConfig:
     candidate_weight: float = 0.5
     rough_weight: float = 0.3
     regress_weight: float = 0.0
+    trained_rounds: int = 1
     fine_side: int | None = None
     compile: bool = True
     compile_mode: str = "default"
@@ -126,6 +129,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.minutes <= 0:
             msg = f"A run needs num_steps or positive minutes, got {self.minutes}; set one."
+            raise ConfigError(msg)
+        if self.trained_rounds < 1:
+            msg = f"trained_rounds must be at least 1, got {self.trained_rounds}; set 1 or more."
             raise ConfigError(msg)
         size = self.generator.size
         if self.fine_side is not None and (self.fine_side % 8 or not 0 < self.fine_side <= size):

@@ -155,38 +155,64 @@ class SegmentationTask:
         return 1.0
 
     def __call__(self, batch: TrainingBatch, moment: Moment) -> Losses:
-        """Return the loss after the corrective clicks."""
+        """Return the loss after the corrective clicks, the mean of all trained rounds."""
         parts = self.encode(batch.image)
-        return self.losses(self.converse(batch, parts, moment.num_rounds), moment.num_rounds)
+        trained = self.config.trained_rounds
+        answers = self.rounds(batch, parts, moment.num_rounds, num_trained=trained)
+        first = moment.num_rounds + 1 - len(answers)
+        each = [self.losses(answer, first + n) for n, answer in enumerate(answers)]
+        loss = torch.stack([losses["loss"] for losses in each]).mean()
+        return {**each[-1], "loss": loss}
 
     def converse(
         self, batch: TrainingBatch, parts: Parts, num_rounds: int, wish: Wish | None = None
     ) -> Answer:
-        """Let the user correct the masks, and decode once more, with gradient.
+        """Let the user correct the masks, and decode once more, with gradient; as `rounds`."""
+        return self.rounds(batch, parts, num_rounds, wish)[-1]
+
+    def rounds(
+        self,
+        batch: TrainingBatch,
+        parts: Parts,
+        num_rounds: int,
+        wish: Wish | None = None,
+        *,
+        num_trained: int = 1,
+    ) -> list[Answer]:
+        """Let the user correct the masks, and return the last answers, those with gradient.
 
         Args:
             batch: ROIs and targets.
             parts: Their encoding.
             num_rounds: Corrective clicks.
             wish: What the user clicks for; the targets by default.
+            num_trained: How many answers have a gradient, or as many as there are. No gradient
+                passes from one to the next.
         """
         count = batch.targets.shape[1]
-        targets = batch.targets.flatten(0, 1)
+        targets, weights = batch.targets.flatten(0, 1), batch.weights.flatten()
         half = self._half_grid(targets)
         frozen = tuple(part.detach() for part in parts)
         dice_before = torch.zeros(len(targets), device=targets.device)
         with torch.no_grad():
             talk = self._begin(half, count)
-            for done in range(num_rounds):
-                prompts = self.family.prompts(talk.prompts(), done + 1)
-                logits, _, rough = self.decode(frozen, prompts, False)
-                wanted = half if wish is None else wish(prompts, half)
-                shown, dice_before = self._see(logits, rough, targets)
-                talk = self._correct(talk, (shown, rough), wanted, done + 1)
-        prompts = self.family.prompts(talk.prompts(), num_rounds + 1)
-        logits, quality, rough = self.decode(parts, prompts, True)
-        weights = batch.weights.flatten()
-        return Answer(prompts, logits, quality, rough, targets, weights, dice_before)
+        answers: list[Answer] = []
+        for done in range(num_rounds + 1):
+            prompts = self.family.prompts(talk.prompts(), done + 1)
+            if done > num_rounds - num_trained:
+                logits, quality, rough = self.decode(parts, prompts, True)
+                given = (prompts, logits, quality, rough, targets, weights, dice_before)
+                answers.append(Answer(*given))
+                logits, rough = logits[:, :1].detach(), rough.detach()
+            else:
+                with torch.no_grad():
+                    logits, _, rough = self.decode(frozen, prompts, False)
+            if done < num_rounds:
+                with torch.no_grad():
+                    wanted = half if wish is None else wish(prompts, half)
+                    shown, dice_before = self._see(logits, rough, targets)
+                    talk = self._correct(talk, (shown, rough), wanted, done + 1)
+        return answers
 
     def losses(self, answer: Answer, num_rounds: int) -> Losses:
         """Return the loss of an answer against the targets, and its parts."""
