@@ -70,13 +70,16 @@ def pooled_depth(region: Tensor, *, steps: int = clicks.NUM_EROSIONS) -> Tensor:
     return depth[:, 0, 1:-1, 1:-1, 1:-1].float()
 
 
-plain_converse = SegmentationTask.converse
+plain_rounds = SegmentationTask.rounds
 
 
-def converse_repeated(self: SegmentationTask, batch: Any, parts: Any, *rest: Any) -> Answer:
-    """Answer as `SegmentationTask.converse`, the encoding repeated before, as it was."""
+def rounds_repeated(
+    self: SegmentationTask, batch: Any, parts: Any, *rest: Any, **words: Any
+) -> list[Answer]:
+    """Answer as `SegmentationTask.rounds`, the encoding repeated before, as it was."""
     count = batch.targets.shape[1]
-    return plain_converse(self, batch, tuple(p.repeat_interleave(count, 0) for p in parts), *rest)
+    repeated = tuple(p.repeat_interleave(count, 0) for p in parts)
+    return plain_rounds(self, batch, repeated, *rest, **words)
 
 
 def compile_as_it_comes(function: Callable[..., Any], *, config: RunConfig) -> Any:
@@ -90,7 +93,7 @@ def _never() -> bool:
 
 
 CHANNELS_FIRST = tuple((m, "is_recorded", _never) for m in (inference_ops, hr_layers, hr_decoder))
-OUTSIDE = ((SegmentationTask, "converse", converse_repeated),)
+OUTSIDE = ((SegmentationTask, "rounds", rounds_repeated),)
 POOLED = ((clicks, "erosion_depth", pooled_depth),)
 AS_IT_COMES = ((loop, "_compile", compile_as_it_comes),)
 PLAIN = {"replay_muon": False, "fuse_adam": False}
