@@ -37,6 +37,16 @@ def test_every_command_in_the_documents_parses(line: str) -> None:
     build_app().parse_args(words, exit_on_error=False, print_error=False)
 
 
+def test_every_record_that_the_documents_name_is_there() -> None:
+    named = {
+        (document.name, path)
+        for document in DOCUMENTS
+        for path in re.findall(r"`(benchmarks/[\w-]+\.\w+)`", document.read_text())
+    }
+    assert len(named) > 20
+    assert not sorted(entry for entry in named if not (ROOT / entry[1]).is_file())
+
+
 def test_the_readme_has_its_two_commands_and_they_exist() -> None:
     (setup,) = [text for text in blocks(ROOT / "README.md", "sh") if "make demo  " in text]
     words = [line.split()[1] for line in setup.splitlines()]
