@@ -2,15 +2,13 @@ r"""Whether the fixed-shape engine is right on a GPU, and what its kernels are: 
 
     python benchmarks/engine_gpu.py hr_s fastsam3d_6l --mode plain --output engine_gpu.json
     python benchmarks/engine_gpu.py hr_s --mode shipped --pack dev_pack.npz --output engine_gpu.json
-    python benchmarks/engine_gpu.py hr_s sam_med3d_b fastsam3d_6l \
-        --mode shipped shipped-copies shipped-rows \
-        --single --steps compile parity sessions times kernels --output engine_gpu_shipped.json
+    python benchmarks/engine_gpu.py hr_s sam_med3d_b fastsam3d_6l --mode shipped --single \
+        --output engine_gpu_shipped.json
 
 Of several modes, each model is run in all of them, and is named ``MODEL@MODE``. At last all take
 turns, round by round: a host that is slow for a while then meets all of them. ``shipped`` is what
-is run by default, ``shipped-...`` adds one thing that is not decided yet. ``encode_and_click``
-begins with the ROI on the device and leaves the mask there; ``first_mask`` begins and ends in host
-memory. Clicks are typed on the host in both.
+is run by default. ``encode_and_click`` begins with the ROI on the device and leaves the mask there;
+``first_mask`` begins and ends in host memory. Clicks are typed on the host in both.
 
 Against eager float32 of the same weights: every kind and number of prompts, batches, many sessions
 in turn, and, with a pack of cases, masks of real crops. Then times, kernels, and the share of the
@@ -40,23 +38,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastsam3d.eval.bench_worker import OwnContender, phantom_roi
 from fastsam3d.eval.cases import load_cases
 from fastsam3d.eval.protocol import InteractionProtocol
-from fastsam3d.model.config import Family
 from fastsam3d.preprocess.pipeline import prepare_rois
 from fastsam3d.preprocess.roi import Roi
 from fastsam3d.session.fixed_replay import Replay
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 
-# Beside what is run by default: what is not decided yet.
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"is_compiled": False, "is_captured": False},
     "plain": {"is_compiled": False},
     "autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
     "shipped": {},
-    "shipped-copies": {"has_recorded_copies": True},
-    "shipped-rows": {"has_row_kernels": True},
 }
-# What changes nothing for a family is not run.
-FOR_ONE_FAMILY: dict[str, Family] = {"shipped-rows": "hr"}
 IN_TURN = ("encode", "click_from_host", "encode_and_click", "first_mask")
 BATCH = 16
 BEGIN = time.monotonic()
@@ -447,9 +439,6 @@ def main() -> int:
     for model, mode in itertools.product(options.models, options.mode):
         name = model if len(options.mode) == 1 else f"{model}@{mode}"
         checked = Checked(model, mode, has_candidates=not options.single)
-        family = checked.model.config.family
-        if FOR_ONE_FAMILY.get(mode, family) != family:
-            continue
         found: dict[str, Any] = {}
         result["models"][name], all_checked[name] = found, checked
         run_steps(name, checked, found, options, limits, lambda: save(result, options.output))

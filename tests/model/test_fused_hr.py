@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastsam3d.model.fused_attention import JointTwoWayLayer
 from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
+from fastsam3d.model.fused_tokens import RowTwoWayLayer
 from fastsam3d.model.hr import previous_mask_map
 from fastsam3d.model.hr_decoder import TwoWayLayer
 from tests.model.launches import launches_of
@@ -35,13 +35,14 @@ def case(model, count: int, *, batch: int = 1, box: bool = False, mask: bool = F
 
 
 @torch.inference_mode()
-def test_joint_projections_are_those_of_the_layer() -> None:
+def test_rows_are_those_of_the_layer() -> None:
     torch.manual_seed(1)
     layer = TwoWayLayer(48).eval()
-    tokens, image, position = (torch.randn(2, n, 48) for n in (7, 27, 27))
+    tokens, image = (torch.randn(2, n, 48) for n in (7, 27))
+    position = torch.randn(27, 48)
     bias = torch.where(torch.rand(2, 1, 1, 7) < 0.3, -1e4, 0.0)
-    wanted = layer(tokens, image, position, bias)
-    found = JointTwoWayLayer(layer)(tokens, image, position, bias)
+    wanted = layer(tokens, image, position.expand(2, 27, 48), bias)
+    found = RowTwoWayLayer(layer, position)(tokens, image, position, bias)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -77,7 +78,9 @@ def test_a_click_takes_fewer_launches(model) -> None:
     image, given, prompts = case(model, 2, mask=True)
     before = launches_of(lambda: model.decode_masks(image, **given))
     decoder = RowHighResDecoder(model.decoder)
-    decoder.layers = torch.nn.ModuleList(JointTwoWayLayer(layer) for layer in decoder.layers)
+    position = model.decoder.position(model.decoder.grid_position)[0]
+    layers = [RowTwoWayLayer(layer, position) for layer in decoder.layers]
+    decoder.layers = torch.nn.ModuleList(layers)
     parts = (image.tokens, *image.skips)
     after = launches_of(lambda: decoder(parts, prompts, multimask=False))
     assert after.products <= 0.75 * before.products

@@ -13,7 +13,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.model.embedding import ImageEmbedding
 from fastsam3d.model.registry import build_model
 from fastsam3d.session import fixed_shape
-from fastsam3d.session.fixed_prompts import ClickBuffers
+from fastsam3d.session.fixed_prompts import ClickBuffers, Fence
 from fastsam3d.session.fixed_replay import Replay
 from fastsam3d.session.fixed_shape import FixedShapeConfig, FixedShapeEngine
 from fastsam3d.session.mask_bits import pack_mask, unpack_mask
@@ -24,11 +24,6 @@ from tests.session.test_engine import TOY
 # What a CPU can run: the same buffers and padding, without compiling and without graphs.
 EAGER = FixedShapeConfig(dtype=torch.float32, is_compiled=False, is_captured=False, max_points=4)
 CONFIGS = [TOY, TINY_TEACHER, TINY_STUDENT]
-ROWS = replace(EAGER, has_row_kernels=True)
-ALL_CASES = [
-    *(pytest.param(config, EAGER, id=config.name) for config in CONFIGS),
-    pytest.param(TOY, ROWS, id=f"{TOY.name}-row-kernels"),
-]
 
 
 def make(config, options: FixedShapeConfig = EAGER):
@@ -55,9 +50,9 @@ def assert_equal_answers(model, engine, expected: ImageEmbedding, found: ImageEm
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
-def test_every_kind_of_prompt_after_every_other(config, options) -> None:
-    model, engine = make(config, options)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_every_kind_of_prompt_after_every_other(config) -> None:
+    model, engine = make(config)
     with torch.inference_mode():
         images = torch.randn(2, 1, *(config.image_size,) * 3)
         expected = [model.encode_image(image[None]) for image in images]
@@ -72,9 +67,9 @@ def test_every_kind_of_prompt_after_every_other(config, options) -> None:
         )
 
 
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
-def test_an_empty_box_is_not_the_same_as_none(config, options) -> None:
-    model, engine = make(config, options)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_an_empty_box_is_not_the_same_as_none(config) -> None:
+    model, engine = make(config)
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image)
@@ -84,9 +79,9 @@ def test_an_empty_box_is_not_the_same_as_none(config, options) -> None:
         assert_equal_answers(model, engine, expected, found, **given, boxes=box)
 
 
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
-def test_nothing_of_a_click_is_left_for_the_next(config, options) -> None:
-    model, engine = make(config, options)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_nothing_of_a_click_is_left_for_the_next(config) -> None:
+    model, engine = make(config)
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image)
@@ -104,23 +99,16 @@ def test_prompts_on_the_device_are_taken_as_those_in_host_memory(box: bool) -> N
     given = some_prompts(TOY, 2, box=box, mask=False)
     packed = []
     for way in (ClickBuffers._fill_from_host, ClickBuffers._fill_on_device):
-        buffers = ClickBuffers(4, empty_label=-2, side=8, device=torch.device("cpu"))
+        cpu = torch.device("cpu")
+        buffers = ClickBuffers(4, empty_label=-2, side=8, fence=Fence(cpu), device=cpu)
         way(buffers, given["points"], given["labels"], given.get("boxes"))
         packed.append(buffers.packed)
     assert torch.equal(*packed)
 
 
-def test_prompts_on_the_device_go_where_a_recorded_copy_takes_them_from() -> None:
-    given = some_prompts(TOY, 2, box=True, mask=False)
-    buffers = ClickBuffers(4, empty_label=-2, side=8, device=torch.device("cpu"), is_uploaded=False)
-    buffers._host = torch.zeros_like(buffers.packed)  # a buffer of its own, as beside a GPU
-    buffers._fill_on_device(given["points"], given["labels"], given["boxes"])
-    assert torch.equal(buffers._host, buffers.packed)
-
-
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
-def test_batches(config, options) -> None:
-    model, engine = make(config, options)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_batches(config) -> None:
+    model, engine = make(config)
     images = torch.randn(3, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(images)
@@ -144,18 +132,6 @@ def test_the_mask_in_bits_is_that_of_the_logits(config) -> None:
     embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
     answer = engine.answer(embedding, **some_prompts(config, 2, box=False, mask=False))
     assert_mask_of_logits(config, answer)
-
-
-@pytest.mark.parametrize("config", [TOY, TINY_STUDENT], ids=lambda c: c.name)
-def test_copies_that_are_recorded_carry_every_click_both_ways(
-    config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fixed_shape, "Replay", StillReplay)
-    _, engine = make(config, replace(EAGER, has_recorded_copies=True))
-    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
-    for count, has_mask in ((2, False), (1, True), (4, False), (6, True), (3, True)):
-        given = some_prompts(config, count, box=False, mask=has_mask)
-        assert_mask_of_logits(config, engine.answer(embedding, **given))
 
 
 def test_bounds_are_tight_and_an_empty_mask_has_none() -> None:
@@ -294,10 +270,10 @@ def test_the_model_given_is_not_changed() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("config", "options"), ALL_CASES)
-def test_reduced_precision_stays_near(config, options) -> None:
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_reduced_precision_stays_near(config) -> None:
     model, _ = make(config)
-    engine = FixedShapeEngine(model, replace(options, dtype=torch.bfloat16))
+    engine = FixedShapeEngine(model, replace(EAGER, dtype=torch.bfloat16))
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     given = some_prompts(config, 2, box=True, mask=True)
     with torch.inference_mode():
@@ -307,19 +283,14 @@ def test_reduced_precision_stays_near(config, options) -> None:
     assert (found - wanted).norm() < 0.1 * wanted.norm()
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [(TOY, EAGER), (TOY, ROWS), (TINY_STUDENT, EAGER)],
-)
-def test_what_is_compiled_is_one_graph_and_right(
-    config, options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("config", [TOY, TINY_STUDENT], ids=lambda c: c.name)
+def test_what_is_compiled_is_one_graph_and_right(config, monkeypatch: pytest.MonkeyPatch) -> None:
     def trace(function, *, dynamic: bool, fullgraph: bool, **_: str):
         return compiler(function, dynamic=dynamic, fullgraph=fullgraph, backend="eager")
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", trace)
-    model, engine = make(config, replace(options, is_compiled=True))
+    model, engine = make(config, replace(EAGER, is_compiled=True))
     image = torch.randn(1, 1, *(config.image_size,) * 3)
     with torch.inference_mode():
         expected = model.encode_image(image)
@@ -348,20 +319,14 @@ def test_capture_without_cuda_is_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        *ALL_CASES,
-        pytest.param(TOY, replace(EAGER, has_recorded_copies=True), id="recorded-copies"),
-    ],
-)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_replayed_graphs_agree_with_the_eager_model(
-    config, options, monkeypatch: pytest.MonkeyPatch
+    config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, _ = make(config)
     model = model.cuda()
-    engine = FixedShapeEngine(model, replace(options, is_captured=True))
+    engine = FixedShapeEngine(model, replace(EAGER, is_captured=True))
     images = torch.randn(2, 1, *(config.image_size,) * 3, device="cuda")
     with torch.inference_mode():
         expected = [model.encode_image(image[None]) for image in images]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fastsam3d.model import row_ops, turned_heads
 from fastsam3d.model.config import DENSE
 from fastsam3d.model.embedding import ImageEmbedding
-from fastsam3d.model.fused_attention import JointTwoWayLayer
 from fastsam3d.model.fused_hr import RowHighResDecoder, RowPosition
 from fastsam3d.model.fused_layers import HeadBatch
 from fastsam3d.model.fused_official import HIDDEN_POINT, PADDING_POINT, RowMaskDecoder
@@ -52,7 +51,7 @@ class FixedModel:
 
     Args:
         model: In evaluation mode on its device; it is copied, not changed.
-        options: Precision, and what is chosen of the decoder.
+        options: Its precision is taken.
     """
 
     def __init__(self, model: Model, options: FixedShapeConfig) -> None:
@@ -61,7 +60,7 @@ class FixedModel:
         # Our own variants know padding without effect; the official ones attend to theirs.
         self.empty_label = PADDING_POINT if self.is_own else HIDDEN_POINT
         self.model = copy.deepcopy(model)
-        self._rows = _fused(self.model, options)
+        self._rows = _fused(self.model)
         _reduce(self.model, options)
         _reduce_layers(self._rows, options.dtype)
         self._device = next(model.parameters()).device
@@ -147,10 +146,10 @@ def _with_box_slot(given: dict[str, Tensor], has_box: Tensor) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighResDecoder:
+def _fused(model: Model) -> RowMaskDecoder | RowHighResDecoder:
     """Join parts of a model that may be changed, and return what decodes in its place."""
     if isinstance(model, HighResSam3D):
-        return _fused_own(model, options)
+        return _fused_own(model)
     for module in model.image_encoder.modules():
         if isinstance(module, FeedForward):
             module.lin1 = cast("nn.Linear", GeluLinear(module.lin1))
@@ -163,20 +162,17 @@ def _fused(model: Model, options: FixedShapeConfig) -> RowMaskDecoder | RowHighR
     return RowMaskDecoder(model)
 
 
-def _fused_own(model: HighResSam3D, options: FixedShapeConfig) -> RowHighResDecoder:
+def _fused_own(model: HighResSam3D) -> RowHighResDecoder:
     trunk, decoder = model.encoder.trunk, model.decoder
     if model.config.attention == DENSE:
         load_kernels(turned_heads.KERNELS)
         blocks = [FusedTrunkBlock(cast("TrunkBlock", block)) for block in trunk.blocks]
         trunk.blocks = nn.ModuleList(blocks)
         decoder.mix = cast("TrunkBlock", FusedTrunkBlock(decoder.mix))
-    layers = [cast("TwoWayLayer", layer) for layer in decoder.layers]
-    if options.has_row_kernels:
-        load_kernels(row_ops.KERNELS)
-        position = decoder.position(decoder.grid_position)[0]
-        decoder.layers = nn.ModuleList(RowTwoWayLayer(layer, position) for layer in layers)
-    else:
-        decoder.layers = nn.ModuleList(JointTwoWayLayer(layer) for layer in layers)
+    load_kernels(row_ops.KERNELS)
+    position = decoder.position(decoder.grid_position)[0]
+    layers = [RowTwoWayLayer(cast("TwoWayLayer", layer), position) for layer in decoder.layers]
+    decoder.layers = nn.ModuleList(layers)
     rows = RowHighResDecoder(decoder)
     rows.use_kernel()
     decoder.position = cast("PositionEncoding", RowPosition(decoder.position))

@@ -13,10 +13,36 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _BOX_VALUES = 6
+# Others are made float32 first.
+_NUMPY_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
+
+
+class Fence:
+    """Lets the host wait for what was queued on a device, and for nothing twice.
+
+    Args:
+        device: On a CPU there is nothing to wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let `wait` wait for all that is queued by now."""
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(self._device))
+            self._is_closed = True
+
+    def wait(self) -> None:
+        """Return when it is done."""
+        if self._is_closed:
+            cast("torch.cuda.Event", self._event).synchronize()
+            self._is_closed = False
 
 
 class Slots(NamedTuple):
@@ -54,22 +80,15 @@ class ClickBuffers:
         count: Slots for points.
         empty_label: Of a slot that holds no point.
         side: L.
+        fence: Closed by the owner when a click is queued: until it is done the device may read
+            host memory, which `fill` writes.
         device: Where the buffers are.
-        is_uploaded: `fill` leaves prompts on the device; else it leaves them in host memory, and
-            what reads them calls `upload` first and `mark` after.
     """
 
     def __init__(
-        self,
-        count: int,
-        *,
-        empty_label: int,
-        side: int,
-        device: torch.device,
-        is_uploaded: bool = True,
+        self, count: int, *, empty_label: int, side: int, fence: Fence, device: torch.device
     ) -> None:
-        self._is_uploaded = is_uploaded
-        self._count, self._empty_label = count, empty_label
+        self._fence = fence
         neutral = torch.zeros(1, 4 * count + _BOX_VALUES + 1)
         slots_of(neutral, count).labels.fill_(empty_label)
         self.packed = neutral.to(device)
@@ -78,11 +97,9 @@ class ClickBuffers:
         is_cuda = device.type == "cuda"
         # On a CPU the host's buffer is the buffer itself.
         self._host = neutral.pin_memory() if is_cuda else self.packed
-        self._arrays = tuple(
-            cast("NDArray[np.float32]", cast("Any", part).numpy()[0])
-            for part in slots_of(self._host, count)
-        )
-        self._copied = torch.cuda.Event() if is_cuda else None
+        self._array = _array(self._host)
+        self._arrays = tuple(_array(part) for part in slots_of(self._host, count))
+        self._neutral_array = self._array.copy()
         self._neutral = slots_of(self.packed.clone(), count)
         self._has_box = torch.ones_like(self._neutral.has_box)
 
@@ -100,30 +117,20 @@ class ClickBuffers:
         if any(part.device.type != "cpu" for part in given):
             self._fill_on_device(points, labels, boxes)
             return
+        self._fence.wait()
         self._fill_from_host(points, labels, boxes)
-        if self._is_uploaded:
-            self.upload()
-            self.mark()
-
-    def upload(self) -> None:
-        """Copy what `fill` left in host memory to the device."""
-        if self._copied is not None:
+        if self._host is not self.packed:
             self.packed.copy_(self._host, non_blocking=True)
 
-    def mark(self) -> None:
-        """Let the next `fill` wait until all that is queued by now has read host memory."""
-        if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(self.packed.device))
-
     def _fill_from_host(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()  # the copy of the click before has read the host's buffer
+        # Few calls: each of them delays the answer.
         all_points, all_labels, box, has_box = self._arrays
         count = points.shape[1]
-        all_points[:count], all_points[count:] = _array(points), 0
-        all_labels[:count], all_labels[count:] = _array(labels), self._empty_label
-        box[:] = 0 if boxes is None else _array(boxes)
-        has_box[:] = boxes is not None
+        self._array[:] = self._neutral_array
+        all_points[:count] = _array(points)
+        all_labels[:count] = _array(labels)
+        if boxes is not None:
+            box[:], has_box[:] = _array(boxes), 1
 
     def _fill_on_device(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
         count, neutral = points.shape[1], self._neutral
@@ -136,10 +143,9 @@ class ClickBuffers:
         )
         flat = [part.to(self.packed).flatten(1) for part in parts]
         torch.cat(flat, dim=1, out=self.packed)
-        if not self._is_uploaded:
-            # By the device: a host that read them would wait for all that is queued, as an encoder.
-            self._host.copy_(self.packed, non_blocking=True)
 
 
-def _array(part: Tensor) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", cast("Any", part[0].float()).numpy(force=True))
+def _array(part: Tensor) -> NDArray[Any]:
+    """Return the only item of a batch as an array, which may share its memory."""
+    known = part if part.dtype in _NUMPY_DTYPES else part.float()
+    return cast("Any", known.detach()).numpy()[0]

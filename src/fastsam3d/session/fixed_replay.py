@@ -29,8 +29,6 @@ class Replay:
         compile_mode: Of torch.compile; None runs the function as it is. If compiling fails, a
             warning says why and the function is run as it is.
         is_captured: Record a CUDA graph.
-        before: Done before the function by every run, and recorded with it.
-        after: Given the outputs, done after the function and recorded likewise.
     """
 
     def __init__(
@@ -40,11 +38,8 @@ class Replay:
         *,
         compile_mode: CompileMode | None,
         is_captured: bool,
-        before: Callable[[], None] | None = None,
-        after: Callable[[tuple[Tensor, ...]], None] | None = None,
     ) -> None:
         self._buffers = buffers
-        self._before, self._after = before, after
         self._function = self._compiled(function, compile_mode) if compile_mode else function
         with _chosen_convolutions():
             self._graph = self._capture() if is_captured else None
@@ -57,17 +52,9 @@ class Replay:
     def run(self) -> tuple[Tensor, ...]:
         """Return the outputs for what the buffers hold now; the next run overwrites them."""
         if self._graph is None:
-            return self._run()
+            return self._function(**self._buffers)
         graph, outputs = self._graph
         graph.replay()
-        return outputs
-
-    def _run(self) -> tuple[Tensor, ...]:
-        if self._before is not None:
-            self._before()
-        outputs = self._function(**self._buffers)
-        if self._after is not None:
-            self._after(outputs)
         return outputs
 
     def _compiled(
@@ -91,12 +78,12 @@ class Replay:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                self._run()
+                self._function(**self._buffers)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self._run()
+            outputs = self._function(**self._buffers)
         return graph, outputs
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastsam3d.errors import ConfigError
 from fastsam3d.session.fixed_model import FixedModel
-from fastsam3d.session.fixed_prompts import ClickBuffers
+from fastsam3d.session.fixed_prompts import ClickBuffers, Fence
 from fastsam3d.session.fixed_replay import CompileMode, Replay
 from fastsam3d.session.mask_bits import RoiAnswer, packed_size, unpack_mask
 
@@ -49,10 +49,6 @@ class FixedShapeConfig:
         max_points: Most points of one prompt set; more are left to the eager model.
         batch_sizes: Numbers of ROIs that are encoded by a replay of their own, besides one; others
             are run eagerly. Each takes the memory of such a batch for good.
-        has_row_kernels: Compute our own variants' prompt tokens by the Triton kernels that compute
-            those of the official ones, see `fastsam3d.model.row_kernels`, in place of the
-            library's products.
-        has_recorded_copies: Copy prompts to the device and the mask back within the graph.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -61,11 +57,6 @@ class FixedShapeConfig:
     is_captured: bool = True
     max_points: int = 16
     batch_sizes: tuple[int, ...] = ()
-    has_row_kernels: bool = False
-    has_recorded_copies: bool = False
-
-
-_NUM_OUTPUTS = 3  # of one mask: logits, quality and its bytes
 
 
 class _Kind(NamedTuple):
@@ -105,12 +96,13 @@ class FixedShapeEngine:
         self.prompt_device = torch.device("cpu")
         self._model = FixedModel(model, self.options)
         self._lock = threading.Lock()
+        self._fence = Fence(device)
         self._buffers = ClickBuffers(
             self.options.max_points,
             empty_label=self._model.empty_label,
             side=model.config.logits_size,
+            fence=self._fence,
             device=device,
-            is_uploaded=not self.options.has_recorded_copies,
         )
         self._on_host = _HostBuffer(packed_size(model.config.image_size), device)
         self._encoders: dict[int, tuple[Tensor, Replay]] = {}
@@ -152,6 +144,7 @@ class FixedShapeEngine:
             logits, quality, *_ = self._answer(
                 embedding, points, labels, boxes, mask_logits, multimask=multimask
             )
+            self._fence.close()
             return logits.clone(), quality.clone()
 
     def answer(
@@ -184,12 +177,12 @@ class FixedShapeEngine:
         with self._lock, torch.inference_mode():
             found = self._answer(embedding, points, labels, boxes, mask_logits, multimask=False)
             logits, _, packed = found
-            if not self._is_copied_back(packed):
-                self._on_host.copy(packed)
-            self._on_host.mark()
+            packed = self._on_host.copy(packed)
+            self._fence.close()
             # The device makes the caller's copy while the host reads the bytes.
             logits = logits.clone()
-            return unpack_mask(logits, self._on_host.wait(), self.config.image_size)
+            self._fence.wait()
+            return unpack_mask(logits, packed, self.config.image_size)
 
     def _answer(
         self,
@@ -219,10 +212,7 @@ class FixedShapeEngine:
         decoder = self._decoder(embedding, kind)
         self._make_resident(embedding)
         self._buffers.fill(points, labels, boxes, mask_logits)
-        found = decoder.run()
-        if self.options.has_recorded_copies:
-            self._buffers.mark()
-        return found
+        return decoder.run()
 
     def _encoder(self, count: int) -> tuple[Tensor, Replay]:
         """Return what encodes so many ROIs, and the buffer that it reads."""
@@ -245,7 +235,7 @@ class FixedShapeEngine:
             if kind.has_mask:
                 buffers["mask"] = self._buffers.mask_logits
             decode = partial(self._decode_shared, multimask=kind.multimask)
-            self._decoders[kind] = self._replay(decode, buffers, is_click=True)
+            self._decoders[kind] = self._replay(decode, buffers)
         return self._decoders[kind]
 
     def _decode_shared(
@@ -257,27 +247,13 @@ class FixedShapeEngine:
         self,
         function: Callable[..., tuple[Tensor, ...]],
         buffers: dict[str, Tensor],
-        *,
-        is_click: bool = False,
     ) -> Replay:
-        has_copies = is_click and self.options.has_recorded_copies
         return Replay(
             function,
             buffers,
             compile_mode=self.options.compile_mode if self.options.is_compiled else None,
             is_captured=self.options.is_captured,
-            before=self._buffers.upload if has_copies else None,
-            after=self._copy_back if has_copies else None,
         )
-
-    def _copy_back(self, outputs: tuple[Tensor, ...]) -> None:
-        if len(outputs) == _NUM_OUTPUTS:
-            self._on_host.copy(outputs[-1])
-
-    def _is_copied_back(self, packed: Tensor) -> bool:
-        """Return whether these bytes are those of a graph that copies them itself."""
-        replayed = (part for replay in self._decoders.values() for part in replay.outputs[-1:])
-        return self.options.has_recorded_copies and any(packed is part for part in replayed)
 
     def _make_resident(self, embedding: ImageEmbedding) -> None:
         if self._resident is not embedding:
@@ -295,27 +271,16 @@ class _HostBuffer:
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._device, is_cuda = device, device.type == "cuda"
-        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda)
-        self._copied = torch.cuda.Event() if is_cuda else None
+        self._is_cuda = device.type == "cuda"
+        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self._is_cuda)
+        self._array = cast("NDArray[np.uint8]", cast("Any", self._bytes).numpy())
 
-    def copy(self, packed: Tensor) -> None:
-        """Start to copy what the device will have computed by then."""
-        if self._copied is None:
-            self._bytes = packed
-        else:
-            self._bytes.copy_(packed, non_blocking=True)
-
-    def mark(self) -> None:
-        """Let `wait` wait for the copies that were started by now."""
-        if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(self._device))
-
-    def wait(self) -> NDArray[np.uint8]:
-        """Return the bytes once they are there; the next copy overwrites them."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return cast("NDArray[np.uint8]", cast("Any", self._bytes).numpy())
+    def copy(self, packed: Tensor) -> NDArray[np.uint8]:
+        """Start to copy, and return where the bytes will be until the next copy."""
+        if not self._is_cuda:
+            return cast("NDArray[np.uint8]", cast("Any", packed).numpy())
+        self._bytes.copy_(packed, non_blocking=True)
+        return self._array
 
 
 def _parts(embedding: ImageEmbedding) -> tuple[Tensor, ...]:

@@ -129,7 +129,7 @@ def unpack_mask(logits: Tensor, packed: NDArray[np.uint8], side: int) -> RoiAnsw
         packed: Made by `pack_mask`.
         side: As it was given there.
     """
-    *parts, quality = _FACTS.unpack(packed[side**3 // 8 :].tobytes())
+    *parts, quality = _FACTS.unpack_from(packed.data, side**3 // 8)
     ends = [a + 256 * b for a, b in zip(parts[:_NUM_ENDS], parts[_NUM_ENDS:], strict=True)]
     low, high = [ends[4], *ends[:2]], [ends[5], *ends[2:4]]
     if low[0] >= high[0]:
