@@ -160,13 +160,6 @@ def test_bits_and_bounds_of_any_mask(density: float) -> None:
     assert found.quality == 0.25
 
 
-def test_the_bits_of_an_answer_belong_to_the_caller() -> None:
-    packed = pack_mask(torch.ones(1, 1, 8, 8, 8), torch.ones(1, 1), 8).numpy()
-    found = unpack_mask(torch.ones(1), packed, 8)
-    packed[:] = 0
-    assert found.mask.all()
-
-
 class StillReplay(Replay):
     """Leaves its outputs where they are, as a captured graph does."""
 
@@ -182,6 +175,84 @@ class StillReplay(Replay):
         for left, part in zip(self.outputs, super().run(), strict=True):
             left.copy_(part)
         return self._left
+
+
+@pytest.mark.parametrize("config", [TOY, TINY_STUDENT], ids=lambda c: c.name)
+def test_what_an_answer_holds_belongs_to_the_caller(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_shape, "Replay", StillReplay)
+    _, engine = make(config)
+    embedding = engine.encode_image(torch.randn(1, 1, *(config.image_size,) * 3))
+    answers = [
+        engine.answer(embedding, **some_prompts(config, count, box=False, mask=False))
+        for count in (1, 3)
+    ]
+    assert_mask_of_logits(config, answers[0])
+    assert not torch.equal(answers[0].logits, answers[1].logits)
+
+
+def shown(logits: Tensor) -> Tensor:
+    return logits
+
+
+def as_a_session_does(logits: Tensor) -> Tensor:
+    return logits[0, 0].expand(1, 1, -1, -1, -1)
+
+
+def changed(logits: Tensor) -> Tensor:
+    return logits.clamp_(-0.1, 0.1)
+
+
+def changed_in_part(logits: Tensor) -> Tensor:
+    logits[..., :4] = -5.0
+    return logits
+
+
+def turned(logits: Tensor) -> Tensor:
+    return logits.transpose(2, 4)
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("feed", [shown, as_a_session_does, changed, changed_in_part, turned])
+def test_an_answer_fed_back_is_taken_as_it_is_now(config, feed, between: bool) -> None:
+    model, engine = make(config)
+    image = torch.randn(1, 1, *(config.image_size,) * 3)
+    with torch.inference_mode():
+        expected = model.encode_image(image)
+    found = engine.encode_image(image)
+    first, second, other = (
+        some_prompts(config, count, box=False, mask=False) for count in (1, 2, 3)
+    )
+    with torch.inference_mode():
+        before = engine.answer(found, **first).logits
+        given = {"mask_logits": feed(before)}
+        if between:
+            engine.answer(found, **other)
+    assert_equal_answers(model, engine, expected, found, **second, **given)
+    assert_equal_answers(model, engine, expected, found, **first)
+
+
+def test_an_answer_fed_back_is_not_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, engine = make(TINY_STUDENT)
+    embedding = engine.encode_image(torch.randn(1, 1, *(TINY_STUDENT.image_size,) * 3))
+    first, second = (some_prompts(TINY_STUDENT, n, box=False, mask=False) for n in (1, 2))
+    seen: list[bool] = []
+    monkeypatch.setattr(ClickBuffers, "_is_kept", watched(ClickBuffers._is_kept, seen))
+    answer = engine.answer(embedding, **first)
+    logits, _ = engine.decode_masks(embedding, **second, mask_logits=answer.logits)
+    engine.decode_masks(embedding, **second, mask_logits=logits)
+    engine.answer(embedding, **second, mask_logits=logits)
+    assert seen == [True, True, False]  # the last one is not the answer before
+
+
+def watched(function, seen: list[bool]):
+    def run(*args: object) -> bool:
+        seen.append(function(*args))
+        return seen[-1]
+
+    return run
 
 
 @pytest.mark.parametrize("is_decoded_first", [False, True])

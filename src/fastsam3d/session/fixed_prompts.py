@@ -93,7 +93,8 @@ class ClickBuffers:
         slots_of(neutral, count).labels.fill_(empty_label)
         self.packed = neutral.to(device)
         self.mask_logits = torch.zeros(1, 1, side, side, side, device=device)
-        self._is_mask_set = False
+        self._is_neutral = True
+        self._kept: tuple[Tensor, int] | None = None
         is_cuda = device.type == "cuda"
         # On a CPU the host's buffer is the buffer itself.
         self._host = neutral.pin_memory() if is_cuda else self.packed
@@ -104,15 +105,26 @@ class ClickBuffers:
         self._has_box = torch.ones_like(self._neutral.has_box)
 
     def fill(
-        self, points: Tensor, labels: Tensor, boxes: Tensor | None, mask_logits: Tensor | None
+        self,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor | None,
+        mask_logits: Tensor | None,
+        *,
+        reads_mask: bool = True,
     ) -> None:
-        """Take one prompt set of at most N points; arguments as `decode_masks` has them."""
+        """Take one prompt set of at most N points; arguments as `decode_masks` has them.
+
+        Args:
+            points: At most N.
+            labels: Of the points.
+            boxes: One, or None.
+            mask_logits: Mask prompt, or None.
+            reads_mask: False if whatever `mask_logits` holds is not looked at.
+        """
         # First what the device can do while the host is busy with the rest.
-        if mask_logits is not None:
-            self.mask_logits.copy_(mask_logits, non_blocking=True)
-        elif self._is_mask_set:
-            self.mask_logits.zero_()
-        self._is_mask_set = mask_logits is not None
+        if reads_mask:
+            self._fill_mask(mask_logits)
         given = [part for part in (points, labels, boxes) if part is not None]
         if any(part.device.type != "cpu" for part in given):
             self._fill_on_device(points, labels, boxes)
@@ -121,6 +133,42 @@ class ClickBuffers:
         self._fill_from_host(points, labels, boxes)
         if self._host is not self.packed:
             self.packed.copy_(self._host, non_blocking=True)
+
+    def keep(self, logits: Tensor) -> Tensor:
+        """Return a copy of the answer's logits that costs nothing when it is the next mask prompt.
+
+        The next click mostly has it. What is kept is compared by address and by its count of
+        changes, so a copy that its owner has changed is taken as it is then.
+
+        Args:
+            logits: Shape (1, 1, L, L, L), float32.
+        """
+        with torch.inference_mode(mode=False):  # other tensors do not count their changes
+            copy = torch.empty_like(logits).copy_(logits)
+        self.mask_logits.copy_(logits)
+        self._is_neutral, self._kept = False, (copy, copy._version)
+        return copy
+
+    def _fill_mask(self, mask_logits: Tensor | None) -> None:
+        if mask_logits is None:
+            if not self._is_neutral:
+                self.mask_logits.zero_()
+            self._is_neutral, self._kept = True, None
+        elif not self._is_kept(mask_logits):
+            self.mask_logits.copy_(mask_logits, non_blocking=True)
+            self._is_neutral, self._kept = False, None
+
+    def _is_kept(self, mask_logits: Tensor) -> bool:
+        if self._kept is None or mask_logits.is_inference():
+            return False
+        kept, version = self._kept
+        return (
+            mask_logits.data_ptr() == kept.data_ptr()
+            and mask_logits.shape == kept.shape
+            and mask_logits.dtype == kept.dtype
+            and mask_logits.is_contiguous()
+            and mask_logits._version == version
+        )
 
     def _fill_from_host(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> None:
         # Few calls: each of them delays the answer.

@@ -21,7 +21,7 @@ from fastsam3d.errors import ConfigError
 from fastsam3d.session.fixed_model import FixedModel
 from fastsam3d.session.fixed_prompts import ClickBuffers, Fence
 from fastsam3d.session.fixed_replay import CompileMode, Replay
-from fastsam3d.session.mask_bits import RoiAnswer, packed_size, unpack_mask
+from fastsam3d.session.mask_bits import RoiAnswer, unpack_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,6 @@ class FixedShapeEngine:
             fence=self._fence,
             device=device,
         )
-        self._on_host = _HostBuffer(packed_size(model.config.image_size), device)
         self._encoders: dict[int, tuple[Tensor, Replay]] = {}
         self._decoders: dict[_Kind, Replay] = {}
         self._shared: tuple[Tensor, ...] = ()
@@ -145,7 +144,9 @@ class FixedShapeEngine:
                 embedding, points, labels, boxes, mask_logits, multimask=multimask
             )
             self._fence.close()
-            return logits.clone(), quality.clone()
+            is_prompt = logits.shape == self._buffers.mask_logits.shape
+            kept = self._buffers.keep(logits) if is_prompt else logits.clone()
+            return kept, quality.clone()
 
     def answer(
         self,
@@ -177,10 +178,10 @@ class FixedShapeEngine:
         with self._lock, torch.inference_mode():
             found = self._answer(embedding, points, labels, boxes, mask_logits, multimask=False)
             logits, _, packed = found
-            packed = self._on_host.copy(packed)
+            packed = _host_copy(packed)
             self._fence.close()
             # The device makes the caller's copy while the host reads the bytes.
-            logits = logits.clone()
+            logits = self._buffers.keep(logits)
             self._fence.wait()
             return unpack_mask(logits, packed, self.config.image_size)
 
@@ -211,7 +212,7 @@ class FixedShapeEngine:
         kind = _Kind(self._model.is_own or mask_logits is not None, multimask)
         decoder = self._decoder(embedding, kind)
         self._make_resident(embedding)
-        self._buffers.fill(points, labels, boxes, mask_logits)
+        self._buffers.fill(points, labels, boxes, mask_logits, reads_mask=kind.has_mask)
         return decoder.run()
 
     def _encoder(self, count: int) -> tuple[Tensor, Replay]:
@@ -262,25 +263,15 @@ class FixedShapeEngine:
             self._resident = embedding
 
 
-class _HostBuffer:
-    """Bytes in host memory that a device writes to, the same every time.
-
-    Args:
-        size: Number of bytes.
-        device: From where; on a CPU nothing is copied.
-    """
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self._is_cuda)
-        self._array = cast("NDArray[np.uint8]", cast("Any", self._bytes).numpy())
-
-    def copy(self, packed: Tensor) -> NDArray[np.uint8]:
-        """Start to copy, and return where the bytes will be until the next copy."""
-        if not self._is_cuda:
-            return cast("NDArray[np.uint8]", cast("Any", packed).numpy())
-        self._bytes.copy_(packed, non_blocking=True)
-        return self._array
+def _host_copy(packed: Tensor) -> NDArray[np.uint8]:
+    """Start to copy bytes to host memory of their own, which is read when the device is done."""
+    if packed.is_cuda:
+        # Page-locked; the allocator has it ready again when the answer before is gone.
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+    else:
+        host = packed.clone()
+    return cast("NDArray[np.uint8]", cast("Any", host).numpy())
 
 
 def _parts(embedding: ImageEmbedding) -> tuple[Tensor, ...]:
