@@ -265,6 +265,24 @@ def test_supervoxels_are_painted_like_label_maps() -> None:
     assert batch.weights[:3, 0].all()
 
 
+def test_bones_are_drawn_from_the_cases_that_have_them() -> None:
+    """Where they are asked for, and only there; each is its own object."""
+    bones = toy_case(1).supervoxels[0]
+    cases = [toy_case(0), replace(toy_case(2), anatomy=bones)]
+    found = TrainingBank(cases, device="cpu")
+    rng = np.random.default_rng(0)
+    drawn = [found.draw_anatomy(rng) for _ in range(40)]
+    assert {case.name for case, _, _ in drawn} == {"toy2"}
+    assert {target.object_id for _, _, target in drawn} == set(bones.table.ids.tolist())
+    config = replace(CONFIG, num_shapes=0, num_painted=1, num_real=6, share_supervoxel=0.0)
+    for share in (0.0, 1.0):
+        drawer = BatchDrawer(found, replace(config, share_anatomy=share), seed=3)
+        offsets = set(drawer.draw().map_offset[1:].tolist())
+        assert found.cases[1].anatomy is not None
+        assert (offsets == {found.cases[1].anatomy.grid.offset}) == (share == 1.0)
+        assert (found.cases[1].anatomy.grid.offset in offsets) == (share == 1.0)
+
+
 def test_a_roi_at_the_scale_of_sessions_is_as_fine_whatever_it_shows(bank: TrainingBank) -> None:
     config = replace(CONFIG, size=128, share_session_scale=1.0)
     drawer = BatchDrawer(bank, config, seed=2)

@@ -115,6 +115,19 @@ def test_a_recipe_that_the_pack_cannot_serve_is_refused(
         build_trainer(recipe("debug"), CPU, pack=Path("toy.npz"), output=tmp_path)
 
 
+def test_bones_take_a_pack_in_which_some_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = override(recipe("debug"), ("generator.share_anatomy=0.5",))
+    monkeypatch.setattr("fastsam3d.train.launch.load_pack", lambda _: [toy_case(0)])
+    with pytest.raises(ConfigError, match=r"air spaces of CT; set generator\.share_anatomy=0"):
+        build_trainer(config, CPU, pack=Path("toy.npz"), output=tmp_path)
+    found = replace(toy_case(0), anatomy=toy_case(1).supervoxels[0], labels=None)
+    monkeypatch.setattr("fastsam3d.train.launch.load_pack", lambda _: [found])
+    config = override(config, ("generator.share_anatomy=1", "generator.num_painted=0"))
+    build_trainer(config, CPU, pack=Path("toy.npz"), output=tmp_path)
+
+
 def test_painting_supervoxels_takes_a_pack_that_has_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

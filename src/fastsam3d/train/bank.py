@@ -80,6 +80,7 @@ class BankCase:
     mips: tuple[Grid, ...]
     labels: BankMap | None
     supervoxels: tuple[BankMap, ...]
+    anatomy: BankMap | None = None
 
     @property
     def num_voxels(self) -> int:
@@ -112,6 +113,7 @@ class TrainingBank:
         self._painted = _by_group(c for c in self.cases if c.labels is not None)
         self._labelled = _by_group(c for c in self.cases if c.labels is not None and c.mips)
         self._pictured = _by_group(c for c in self.cases if c.supervoxels)
+        self._with_anatomy = [c for c in self.cases if c.anatomy is not None]
         if not self._painted and not self._pictured:
             msg = f"No target was found in {len(cases)} cases; pack labelled cases or supervoxels."
             raise DatasetError(msg)
@@ -128,6 +130,13 @@ class TrainingBank:
         case = _draw_case(rng, self._labelled)
         return case, *_draw_target(rng, case.labels)
 
+    def draw_anatomy(self, rng: np.random.Generator) -> tuple[BankCase, BankMap, Target]:
+        """Draw a bone or an air space of a CT; cases with more of them are drawn more often."""
+        cases = self._with_anatomy
+        sizes = np.array([len(case.anatomy.targets) for case in cases if case.anatomy], np.float64)
+        case = cases[rng.choice(len(cases), p=sizes / sizes.sum())]
+        return case, *_draw_target(rng, case.anatomy)
+
     def draw_supervoxel(
         self, rng: np.random.Generator, *, by_voxels: bool = False
     ) -> tuple[BankCase, BankMap, Target]:
@@ -143,6 +152,9 @@ def _add_case(case: PackedCase, images: list[Tensor], maps: list[Tensor]) -> Ban
     if case.labels is not None and len(case.labels.table):
         labels = _add_map(case.labels, maps)
     supers = tuple(_add_map(s, maps) for s in case.supervoxels if len(s.table))
+    anatomy = None
+    if case.anatomy is not None and len(case.anatomy.table):
+        anatomy = _add_map(case.anatomy, maps)
     reference = case.image if case.image is not None else case.labels and case.labels.id_map
     if reference is None:
         msg = f"Case {case.name} has neither image nor labels; remove it from the pack."
@@ -156,6 +168,7 @@ def _add_case(case: PackedCase, images: list[Tensor], maps: list[Tensor]) -> Ban
         mips=mips,
         labels=labels if labels is None or labels.targets else None,
         supervoxels=tuple(s for s in supers if s.targets),
+        anatomy=anatomy if anatomy is None or anatomy.targets else None,
     )
 
 

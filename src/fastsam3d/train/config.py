@@ -269,6 +269,19 @@ def _broaden() -> RunConfig:
     )
 
 
+def _skeleton() -> RunConfig:
+    """A long run from trained weights with the bones and air spaces of every CT as targets.
+
+    What a first click on a bone means, no label of the pack says, but Hounsfield units do. Some
+    painted lesions have a wall around a core.
+    """
+    base = _broaden()
+    generator = replace(
+        base.generator, share_anatomy=0.35, share_supervoxel=0.2, share_lesion_wall=0.2
+    )
+    return replace(base, muon_rate=0.01, adam_rate=5e-4, generator=generator)
+
+
 def _polish() -> RunConfig:
     """A last run from trained weights, at rates so low that nothing they know is lost at first.
 
@@ -288,6 +301,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "continue": _continue,
     "broaden": _broaden,
     "polish": _polish,
+    "skeleton": _skeleton,
     "compat_teacher": _compat_teacher,
 }
 

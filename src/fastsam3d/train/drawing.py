@@ -55,6 +55,8 @@ class GeneratorConfig:
         share_painted_supervoxel: Share of the painted ROIs painted on the supervoxels of an image
             in place of a label map: shapes of bodies that nobody has labelled.
         share_supervoxel: Share of the real ROIs whose targets are supervoxels.
+        share_anatomy: Share of the other real ROIs whose targets are bones and air spaces of CT,
+            see `fastsam3d.data.anatomy`.
         share_lesion: Share of the real ROIs with a painted lesion as target.
         share_lesion_tube: Share of those whose lesion is a tube, thin as a vessel may be.
         share_lesion_wall: Share of those that are no tube and have a wall around a core, each an
@@ -87,6 +89,7 @@ class GeneratorConfig:
     is_drawn_by_voxels: bool = False
     share_painted_supervoxel: float = 0.0
     share_supervoxel: float = 0.3
+    share_anatomy: float = 0.0
     share_lesion: float = 0.1
     share_lesion_tube: float = 0.0
     share_lesion_wall: float = 0.0
@@ -263,6 +266,8 @@ class BatchDrawer:
                 case, bank_map, target = self.bank.draw_supervoxel(rng, by_voxels=by_voxels)
             elif r < 0:
                 case, bank_map, target = self.bank.draw_painted(rng, by_voxels=by_voxels)
+            elif config.share_anatomy > 0 and rng.random() < config.share_anatomy:
+                case, bank_map, target = self.bank.draw_anatomy(rng)
             else:
                 case, bank_map, target = self.bank.draw_labelled(rng)
             values[b, : len(bank_map.value_of_id)] = bank_map.value_of_id

@@ -245,8 +245,12 @@ def _check_streams(bank: TrainingBank, config: RunConfig) -> None:
             any(case.labels for case in bank.cases),
         ),
         "images with labels; set generator.share_supervoxel=1": (
-            generator.num_real > 0 and share < 1,
+            generator.num_real > 0 and share < 1 and generator.share_anatomy < 1,
             any(case.labels and case.mips for case in bank.cases),
+        ),
+        "bones and air spaces of CT; set generator.share_anatomy=0": (
+            generator.num_real > 0 and share < 1 and generator.share_anatomy > 0,
+            any(case.anatomy for case in bank.cases),
         ),
         "supervoxels; set generator.share_supervoxel=0": (
             share > 0,

@@ -70,6 +70,7 @@ class PackedCase:
         levels: Intensity of each code, float32 (256,), or None for label-only cases.
         labels: Labelled objects (connected components), or None.
         supervoxels: Pseudo-objects of the image, finest first; empty for label-only cases.
+        anatomy: Bones and air spaces that a CT's intensities tell apart, or None.
     """
 
     name: str
@@ -83,6 +84,7 @@ class PackedCase:
     levels: NDArray[np.float32] | None
     labels: PackedObjects | None
     supervoxels: tuple[PackedObjects, ...]
+    anatomy: PackedObjects | None = None
 
 
 def load_pack(path: Path | str, *, seed: int = 0) -> list[PackedCase]:
@@ -139,12 +141,14 @@ def read_index(path: Path) -> dict[str, Any]:
 def _load_case(entry: dict[str, Any], arrays: Any, seed: int) -> PackedCase:
     number = entry["number"]
     spacing: tuple[float, float, float] = tuple(entry["spacing_mm"])
-    image = levels = labels = None
+    image = levels = labels = anatomy = None
     if "image" in entry:
         image = decode_array(arrays[f"image_{number}"], entry["image"])
         levels = np.asarray(entry["levels"], dtype=np.float32)
     if "label" in entry:
         labels = _load_objects(entry["label"], arrays, f"label_{number}", spacing, seed)
+    if "anatomy" in entry:
+        anatomy = _load_objects(entry["anatomy"], arrays, f"anatomy_{number}", spacing, seed)
     supers = tuple(
         _load_objects(header, arrays, f"super_{number}_{scale}", spacing, seed)
         for scale, header in enumerate(entry.get("super", []))
@@ -161,6 +165,7 @@ def _load_case(entry: dict[str, Any], arrays: Any, seed: int) -> PackedCase:
         levels=levels,
         labels=labels,
         supervoxels=supers,
+        anatomy=anatomy,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsam3d.data import shrink
+from fastsam3d.data.anatomy import anatomy_objects
 from fastsam3d.data.codec import encode_array
 from fastsam3d.data.licences import reason_to_drop_labels, reason_to_exclude
 from fastsam3d.data.objects import component_ids, deep_seeds, object_table
@@ -56,6 +57,7 @@ class PackConfig:
         steps_per_noise: Intensity steps per noise standard deviation that are enough.
         has_supervoxels: Find pseudo-objects in the images, for targets without labels; this is
             nearly all of the time that packing takes.
+        has_anatomy: Find bones and air spaces of CT.
     """
 
     target_mm: float = 1.2
@@ -67,6 +69,7 @@ class PackConfig:
     margin_mm: float = 6.0
     steps_per_noise: float = 1.5
     has_supervoxels: bool = True
+    has_anatomy: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +257,8 @@ def _pack_case(
             entry["super"] = _pack_supervoxels(
                 codes, image, raw.is_ct, spacing, number, arrays, config
             )
+        if config.has_anatomy and raw.is_ct:
+            _pack_anatomy(entry, image, spacing, number, arrays)
     if labels is not None and labels.any():
         entry["label"] = _pack_labels(labels, spacing, f"label_{number}", arrays)
         entry["label"]["names"] = _label_names(row["label_names"])
@@ -321,6 +326,21 @@ def _pack_labels(
     id_map, values = component_ids(labels)
     header = _pack_map(id_map, spacing, key, arrays, NUM_DEEP_SEEDS)
     return {**header, "factor": [1, 1, 1], "values": values}
+
+
+def _pack_anatomy(
+    entry: dict[str, Any],
+    image: NDArray[np.float32],
+    spacing: Spacing,
+    number: int,
+    arrays: dict[str, Any],
+) -> None:
+    body = foreground_mask(image, threshold=_air_threshold(image, is_ct=True))
+    id_map = anatomy_objects(image, body, spacing)
+    if not id_map.any():
+        return
+    header = _pack_map(id_map, spacing, f"anatomy_{number}", arrays, NUM_SUPER_DEEP_SEEDS)
+    entry["anatomy"] = {**header, "factor": [1, 1, 1]}
 
 
 def _pack_map(
