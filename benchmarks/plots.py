@@ -76,6 +76,8 @@ def plot_training_curves() -> None:
         "third": "#d55e00",
         "fourth": "#009e73",
         "fifth": "#cc79a7",
+        "sixth_a": "#e69f00",
+        "sixth_b": "#56b4e9",
     }
     for name, colour in shown.items():
         log = (RUNS / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -88,7 +90,8 @@ def plot_training_curves() -> None:
         for axes, key in ((left, "dice_loss"), (right, "iou")):
             axes.plot(thousands, columns[key], color=colour, alpha=0.3, linewidth=0.8)
             smooth = _smoothed(columns[key])
-            axes.plot(thousands, smooth, color=colour, linewidth=1.8, label=f"{name} run")
+            label = f"{name.replace('_', ' ')} run"
+            axes.plot(thousands, smooth, color=colour, linewidth=1.8, label=label)
     left.set_title("Loss of the settled mask (Dice + cross entropy)", loc="left", fontsize=11)
     right.set_title("IoU after the trained round", loc="left", fontsize=11)
     for axes in (left, right):

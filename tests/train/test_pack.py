@@ -75,6 +75,40 @@ def test_a_case_excluded_later_is_left_out_of_packs_written_before(
     assert case.labels.names == ("liver",)
 
 
+def test_label_maps_of_ones_own_are_for_cases_without_labels(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    rows = (data_dir / "manifest.csv").read_text("utf-8").splitlines()
+    bare = tmp_path / "data"
+    bare.mkdir()
+    (bare / "manifest.csv").write_text(f"{rows[0]}\n{rows[1]}\n", encoding="utf-8")
+    (bare / "train").symlink_to(data_dir / "train")
+    own = tmp_path / "own"
+    own.mkdir()
+    image = data_dir / "train/clinic__a/image.nii.gz"
+    labels = np.zeros((64, 64, 30), dtype=np.uint8)
+    labels[20:40, 20:40, 8:20] = 1
+    labels[12:18, 20:40, 8:20] = 2
+    sitk.WriteImage(_like(image, labels), own / "clinic__a.nii.gz")
+    (own / "clicks.json").write_text('{"clinic__a": {"spleen": [], "tongue": []}}', "utf-8")
+
+    def names(folder: Path) -> set[str]:
+        write_pack(folder, tmp_path / "pack", annotations=own)
+        (case,) = load_pack(tmp_path / "pack" / "train_pack.npz")
+        assert case.labels is not None
+        return set(case.labels.names)
+
+    assert names(bare) == {"liver"}  # the case's own
+    without = tmp_path / "without"
+    (without / "train/clinic__a").mkdir(parents=True)
+    (without / "train/clinic__a/image.nii.gz").symlink_to(image)
+    (without / "manifest.csv").write_text(f"{rows[0]}\n{rows[1]}\n", encoding="utf-8")
+    assert names(without) == {"spleen", "tongue"}
+    sitk.WriteImage(sitk.GetImageFromArray(labels[:9]), own / "clinic__a.nii.gz")
+    with pytest.raises(DatasetError, match=r"clinic__a\.nii\.gz has shape .*label the image anew"):
+        names(without)
+
+
 def test_images_are_cropped_averaged_and_decode_to_hounsfield_units(pack_path: Path) -> None:
     case = load_pack(pack_path)[0]
     assert case.is_ct

@@ -74,7 +74,7 @@ class AnatomyConfig:
     min_depth_mm: float = 2.0
     min_ml: float = 1.5
     most: int = 110
-    most_bone: float = 0.3
+    most_bone: float = 0.5
     coarsest_mm: float = 2.6
 
 

@@ -144,7 +144,7 @@ class ClickBuffers:
             logits: Shape (1, 1, L, L, L), float32.
         """
         with torch.inference_mode(mode=False):  # other tensors do not count their changes
-            copy = torch.empty_like(logits).copy_(logits)
+            copy = torch.empty_like(logits, memory_format=torch.contiguous_format).copy_(logits)
         self.mask_logits.copy_(logits)
         self._is_neutral, self._kept = False, (copy, copy._version)
         return copy

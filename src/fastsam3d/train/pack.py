@@ -197,10 +197,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out_dir", type=Path, help="gets train_pack.npz and train_pack.json")
     parser.add_argument("--limit", type=int, default=None, help="pack only this many cases")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the cases")
+    parser.add_argument(
+        "--annotations", type=Path, help="folder with clicks.json and label maps CASE.nii.gz"
+    )
     chosen = parser.parse_args(arguments)
     from fastsam3d.train.pack_writer import write_pack  # noqa: PLC0415 - needs SimpleITK and scipy
 
-    summary = write_pack(chosen.data_dir, chosen.out_dir, limit=chosen.limit, jobs=chosen.jobs)
+    summary = write_pack(
+        chosen.data_dir,
+        chosen.out_dir,
+        annotations=chosen.annotations,
+        limit=chosen.limit,
+        jobs=chosen.jobs,
+    )
     sys.stdout.write(json.dumps(summary, indent=1) + "\n")
     return 0
 

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +102,7 @@ def write_pack(
     out_dir: Path,
     *,
     config: PackConfig | None = None,
+    annotations: Path | None = None,
     limit: int | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
@@ -111,6 +112,8 @@ def write_pack(
         data_dir: Holds ``manifest.csv`` and ``train/<case>/image.nii.gz|label.nii.gz``.
         out_dir: Gets ``train_pack.npz`` and ``train_pack.json``.
         config: Detail to keep.
+        annotations: Folder with label maps of one's own, ``CASE.nii.gz``, for cases that have none,
+            and the names of their labels, in order, as the keys of each case in ``clicks.json``.
         limit: Pack only the first cases, for trials.
         jobs: Processes that share the cases; the pack is the same for any number.
 
@@ -118,7 +121,8 @@ def write_pack(
         Counts and sizes.
 
     Raises:
-        DatasetError: The folder has no training case, or a case is unreadable.
+        DatasetError: The folder has no training case, a case is unreadable, or an annotation does
+            not fit its image.
     """
     rows = [row for row in _manifest(data_dir) if row["split"] == "train"]
     rows = [row for row in rows if reason_to_exclude(row["case"]) is None][:limit]
@@ -126,18 +130,49 @@ def write_pack(
         raise DatasetError(f"No training case in {data_dir}; it needs manifest.csv and train/.")
     path, config = out_dir / "train_pack.npz", config or PackConfig()
     if jobs <= 1:
-        return pack_cases((read_case(data_dir, row) for row in rows), path, config=config)
+        cases = (_read_annotated(data_dir, row, annotations) for row in rows)
+        return pack_cases(cases, path, config=config)
     count = len(rows)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        packed = pool.map(_read_and_pack, [data_dir] * count, rows, range(count), [config] * count)
+        packed = pool.map(
+            _read_and_pack,
+            [data_dir] * count,
+            rows,
+            [annotations] * count,
+            range(count),
+            [config] * count,
+        )
         return _save_all(path, packed)
 
 
 def _read_and_pack(
-    data_dir: Path, row: dict[str, str], number: int, config: PackConfig
+    data_dir: Path,
+    row: dict[str, str],
+    annotations: Path | None,
+    number: int,
+    config: PackConfig,
 ) -> _PackedParts:
     arrays: dict[str, NDArray[Any]] = {}
-    return _pack_case(read_case(data_dir, row), number, arrays, config), arrays
+    raw = _read_annotated(data_dir, row, annotations)
+    return _pack_case(raw, number, arrays, config), arrays
+
+
+def _read_annotated(data_dir: Path, row: dict[str, str], annotations: Path | None) -> RawCase:
+    """Read a case, with labels of one's own if it comes without any."""
+    raw = read_case(data_dir, row)
+    path = None if annotations is None else annotations / f"{row['case']}.nii.gz"
+    if annotations is None or path is None or not path.is_file() or raw.labels is not None:
+        return raw
+    labels, _ = _read_ras(path)
+    if labels is None or raw.image is None or labels.shape != raw.image.shape:
+        found = None if labels is None else labels.shape
+        raise DatasetError(
+            f"{path.name} has shape {found}, its image has "
+            f"{None if raw.image is None else raw.image.shape}; label the image anew."
+        )
+    listed = json.loads((annotations / "clicks.json").read_text(encoding="utf-8"))
+    names = ";".join(f"{n}={name}" for n, name in enumerate(listed[row["case"]], start=1))
+    return replace(raw, row={**row, "label_names": names}, labels=labels.astype(np.uint8))
 
 
 def pack_cases(
