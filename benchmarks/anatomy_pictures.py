@@ -2,8 +2,8 @@
 
     python benchmarks/anatomy_pictures.py train_pack.npz docs/figures/anatomy.png
 
-Left and middle: the nearest object along a ray from the front and from the right, darker the
-farther away. Right: one slice with all objects over it.
+First two panels: the nearest bone along a ray from the front and from the patient's left, darker
+the farther away. Third: one slice with all objects over it.
 """
 
 from __future__ import annotations

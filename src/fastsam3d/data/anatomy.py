@@ -123,12 +123,10 @@ def parts_of(
     count = int(basins.max()) + 1
     deepest = np.zeros(count, np.float32)
     np.maximum.at(deepest, basins.ravel(), depth.ravel())
-    owner = _joined(basins, depth, deepest, neck)
+    owner, depth_of = _joined(basins, depth, deepest, neck)
     joined = owner[basins]
     joined[~mask] = 0
     voxels = np.bincount(joined.ravel(), minlength=count)
-    depth_of = np.zeros(count, np.float32)
-    np.maximum.at(depth_of, owner, deepest)
     least = config.min_ml * 1000 / float(np.prod(spacing))
     is_kept = (voxels >= least) & (depth_of >= config.min_depth_mm)
     is_kept[0] = False
@@ -143,8 +141,12 @@ def _joined(
     depth: NDArray[np.float32],
     deepest: NDArray[np.float32],
     neck: float,
-) -> NDArray[np.int64]:
-    """Return which basin each belongs to once those with wide necks are joined, widest first."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Join basins with wide necks, widest first.
+
+    Returns:
+        Which basin each belongs to, and how deep those are that others belong to.
+    """
     owner = np.arange(len(deepest))
     depth_of = deepest.copy()
 
@@ -161,7 +163,7 @@ def _joined(
         if width >= neck * min(depth_of[first], depth_of[second]):
             owner[second] = first
             depth_of[first] = max(depth_of[first], depth_of[second])
-    return np.array([root(index) for index in range(len(owner))])
+    return np.array([root(index) for index in range(len(owner))]), depth_of
 
 
 def _necks(
