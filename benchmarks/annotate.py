@@ -4,7 +4,8 @@
 
 ``clicks.json`` of the folder names, for each case, the objects and their clicks: voxels of the
 image turned to RAS, and 1 for on the object or 0 beside it. Each object is one session; label n is
-the n-th object of its case, and where two overlap the first keeps the voxel. The label maps,
+the n-th object of its case, and where two overlap the first keeps the voxel. An object without a
+click is the label of that name that the scan came with. The label maps,
 ``CASE.nii.gz``, lie beside the list, on the image's grid turned to RAS;
 `python -m fastsam3d.train.pack --annotations` takes both. Look at the pictures before keeping one.
 """
@@ -12,6 +13,7 @@ the n-th object of its case, and where two overlap the first keeps the voxel. Th
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from dataclasses import replace
@@ -30,6 +32,7 @@ from fastsam3d import Mask, Session, Volume, read_volume
 from fastsam3d.io import write_mask
 
 SLICES = 12
+HEART = "totalsegmentator__pulmonary_report"  # annotate_heart.py labels it, with other means
 Clicks = dict[str, list[tuple[int, int, int, int]]]
 
 
@@ -44,10 +47,15 @@ def main() -> int:
     options = parser.parse_args()
     listed: dict[str, Clicks] = json.loads((options.annotations / "clicks.json").read_text("utf-8"))
     session = Session.from_pretrained(options.model)
-    for case in options.cases or listed:
-        volume = turned(read_volume(options.data_dir / "train" / case / "image.nii.gz"))
+    for case in options.cases or [name for name in listed if name != HEART]:
+        folder = options.data_dir / "train" / case
+        volume = turned(read_volume(folder / "image.nii.gz"))
+        given = {}
+        if not all(listed[case].values()):
+            maps = np.asarray(turned(read_volume(folder / "label.nii.gz")).array)
+            given = {name: maps == n for name, n in names_given(options.data_dir, case).items()}
         session.set_volume(volume)
-        labels = label_map(session, volume, listed[case])
+        labels = label_map(session, volume, listed[case], given)
         write_mask(Mask(labels, volume.geometry), options.annotations / f"{case}.nii.gz")
         if options.pictures is not None:
             options.pictures.mkdir(parents=True, exist_ok=True)
@@ -63,14 +71,38 @@ def turned(volume: Volume) -> Volume:
     return replace(volume, array=array, geometry=volume.geometry.reorient(reorder), source=None)
 
 
-def label_map(session: Session, volume: Volume, objects: Clicks) -> NDArray[np.uint8]:
-    """Play every object's clicks and return the label map, uint8 (I, J, K)."""
+def names_given(data_dir: Path, case: str) -> dict[str, int]:
+    """Return the names and values of the labels that a case came with."""
+    with (data_dir / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        listed = next(row["label_names"] for row in csv.DictReader(file) if row["case"] == case)
+    parts = (part.split("=", 1) for part in listed.split(";"))
+    return {name.strip(): int(value) for value, name in parts}
+
+
+def label_map(
+    session: Session,
+    volume: Volume,
+    objects: Clicks,
+    given: dict[str, NDArray[np.bool_]] | None = None,
+) -> NDArray[np.uint8]:
+    """Play every object's clicks and return the label map, uint8 (I, J, K).
+
+    Args:
+        session: Shows the volume.
+        volume: The scan.
+        objects: Clicks of each object; none for those of `given`.
+        given: Objects that need no clicks, (I, J, K) each.
+    """
     labels = np.zeros(volume.array.shape, np.uint8)
-    for value, clicks in enumerate(objects.values(), start=1):
-        session.reset()
-        for i, j, k, is_on in clicks:
-            found = session.add_point((i, j, k), positive=bool(is_on))
-        labels[(found.mask.array > 0) & (labels == 0)] = value
+    for value, (name, clicks) in enumerate(objects.items(), start=1):
+        if clicks:
+            session.reset()
+            for i, j, k, is_on in clicks:
+                found = session.add_point((i, j, k), positive=bool(is_on))
+            mask = found.mask.array > 0
+        else:
+            mask = (given or {})[name]
+        labels[mask & (labels == 0)] = value
     return labels
 
 

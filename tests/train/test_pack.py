@@ -75,7 +75,7 @@ def test_a_case_excluded_later_is_left_out_of_packs_written_before(
     assert case.labels.names == ("liver",)
 
 
-def test_label_maps_of_ones_own_are_for_cases_without_labels(
+def test_label_maps_of_ones_own_take_the_place_of_those_of_the_case(
     data_dir: Path, tmp_path: Path
 ) -> None:
     rows = (data_dir / "manifest.csv").read_text("utf-8").splitlines()
@@ -98,7 +98,7 @@ def test_label_maps_of_ones_own_are_for_cases_without_labels(
         assert case.labels is not None
         return set(case.labels.names)
 
-    assert names(bare) == {"liver"}  # the case's own
+    assert names(bare) == {"spleen", "tongue"}  # not the liver that the case came with
     without = tmp_path / "without"
     (without / "train/clinic__a").mkdir(parents=True)
     (without / "train/clinic__a/image.nii.gz").symlink_to(image)

@@ -112,8 +112,8 @@ def write_pack(
         data_dir: Holds ``manifest.csv`` and ``train/<case>/image.nii.gz|label.nii.gz``.
         out_dir: Gets ``train_pack.npz`` and ``train_pack.json``.
         config: Detail to keep.
-        annotations: Folder with label maps of one's own, ``CASE.nii.gz``, for cases that have none,
-            and the names of their labels, in order, as the keys of each case in ``clicks.json``.
+        annotations: Folder with label maps of one's own, ``CASE.nii.gz``, in place of any that a
+            case has, and the names of their labels, in order, as its keys in ``clicks.json``.
         limit: Pack only the first cases, for trials.
         jobs: Processes that share the cases; the pack is the same for any number.
 
@@ -158,10 +158,10 @@ def _read_and_pack(
 
 
 def _read_annotated(data_dir: Path, row: dict[str, str], annotations: Path | None) -> RawCase:
-    """Read a case, with labels of one's own if it comes without any."""
+    """Read a case, with labels of one's own where there are any."""
     raw = read_case(data_dir, row)
     path = None if annotations is None else annotations / f"{row['case']}.nii.gz"
-    if annotations is None or path is None or not path.is_file() or raw.labels is not None:
+    if annotations is None or path is None or not path.is_file():
         return raw
     labels, _ = _read_ras(path)
     if labels is None or raw.image is None or labels.shape != raw.image.shape:
