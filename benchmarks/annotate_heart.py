@@ -23,7 +23,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from annotate import label_map, turned
+from annotate import HEART, label_map, turned
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
@@ -31,7 +31,6 @@ from skimage.segmentation import watershed
 from fastsam3d import Mask, Session, read_volume
 from fastsam3d.io import write_mask
 
-CASE = "totalsegmentator__pulmonary_report"
 BY_CLICKS = ("descending aorta", "liver", "spleen")
 BLOOD_HU = 195
 MUSCLE_HU = (20, 260)
@@ -92,10 +91,10 @@ def main() -> int:
     parser.add_argument("--model", default="hr_s")
     parser.add_argument("--picture", type=Path, help="draw slices with the labels")
     options = parser.parse_args()
-    folder = options.data_dir / "train" / CASE
+    folder = options.data_dir / "train" / HEART
     volume = turned(read_volume(folder / "image.nii.gz"))
     coarse = np.asarray(turned(read_volume(folder / "label.nii.gz")).array) > 0
-    clicks = json.loads((options.annotations / "clicks.json").read_text("utf-8"))[CASE]
+    clicks = json.loads((options.annotations / "clicks.json").read_text("utf-8"))[HEART]
     session = Session.from_pretrained(options.model)
     session.set_volume(volume)
     outlined = label_map(session, volume, {name: clicks[name] for name in BY_CLICKS})
@@ -106,8 +105,8 @@ def main() -> int:
     labels = np.zeros(array.shape, np.uint8)
     for value, name in enumerate(clicks, start=1):
         labels[parts[name] & (labels == 0)] = value
-    write_mask(Mask(labels, volume.geometry), options.annotations / f"{CASE}.nii.gz")
-    print(CASE, dict(zip(clicks, np.bincount(labels.ravel())[1:].tolist(), strict=True)))
+    write_mask(Mask(labels, volume.geometry), options.annotations / f"{HEART}.nii.gz")
+    print(HEART, dict(zip(clicks, np.bincount(labels.ravel())[1:].tolist(), strict=True)))
     if options.picture is not None:
         draw(array, labels, options.picture)
     return 0

@@ -33,7 +33,7 @@ def main() -> int:
     """Relate Dice to contrast; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pack", type=Path, help="development cases, by fastsam3d.eval.cases")
-    parser.add_argument("results", type=Path, help="of fastsam3d evaluate or results-table --export")
+    parser.add_argument("results", type=Path, help="JSON of results-table --export")
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

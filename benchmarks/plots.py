@@ -78,6 +78,7 @@ def plot_training_curves() -> None:
         "fifth": "#cc79a7",
         "sixth_a": "#e69f00",
         "sixth_b": "#56b4e9",
+        "seventh": "#000000",
     }
     for name, colour in shown.items():
         log = (RUNS / name / "log.jsonl").read_text(encoding="utf-8").splitlines()

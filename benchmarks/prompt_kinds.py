@@ -101,6 +101,9 @@ ARMS: dict[str, Arm] = {
         {
             "no candidates": {"box_margin": 1.0},
             "candidates by 0.1": {"box_margin": 0.1},
+            "one tissue": {"box_tissues": 0},
+            "two tissues": {"box_tissues": 2},
+            "tissues below 0.6": {"box_fit": 0.6},
             "fitted to 0.6": {"box_extent": 0.6},
             "fitted to 0.6, repeated": {"box_extent": 0.6, "box_repeats": 1},
             "fitted to 0.6, no candidates": {"box_extent": 0.6, "box_margin": 1.0},

@@ -223,6 +223,7 @@ def test_boxes_keep_their_faces_in_every_orientation(direction, expected):
         {"smallest_extent": 0.7},
         {"growth": 1.0},
         {"max_growths": -1},
+        {"box_tissues": 1},
     ],
 )
 def test_impossible_policies_are_refused(values):

@@ -1,6 +1,7 @@
 """Sessions: prompts in order, exact undo, the same mask on any grid."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fastsam3d.prompts import Box, MaskPrompt, Point, PromptSet
 from fastsam3d.segmenter import Segmenter
 from fastsam3d.session import Predictor, ScalePolicy, Session
 from fastsam3d.volume import Geometry, Mask, Region, SourceHeader, Volume
-from tests.session.phantoms import BrightModel, ball_truth, ball_volume, dice
+from tests.session.phantoms import SIZE, BrightModel, ball_truth, ball_volume, dice
 
 CLICK = (30, 30, 30)
 
@@ -357,15 +358,41 @@ def test_a_box_around_a_ring_is_answered_from_the_ring():
     assert array[tuple(middle)] > (array.min() + array.max()) / 2
 
 
-def test_a_box_in_which_nothing_is_found_is_asked_once():
+@pytest.mark.parametrize("tissues", [0, 3])
+def test_a_box_in_which_nothing_is_found_stays_empty(tissues):
     class Blind(BrightModel):
         def decode_masks(self, *args, **options):
             logits, quality = super().decode_masks(*args, **options)
             return torch.full_like(logits, -3.0), quality
 
     session = make_session(model=Blind())
+    session.policy = replace(session.policy, box_tissues=tissues)
     assert session.add_box(Box.voxel((20, 20, 20), (40, 40, 40))).region.is_empty
-    assert len(session.predictor.model.decoded) == 1
+    assert (len(session.predictor.model.decoded) == 1) == (tissues == 0)
+
+
+class TissueModel(BrightModel):
+    """Finds what is as bright as the middle of the ROI, and is sure of what is dark."""
+
+    def decode_masks(self, embedding, points, labels, *, multimask=False, **given):
+        _, quality = super().decode_masks(embedding, points, labels, multimask=multimask, **given)
+        image = embedding.tokens[0, 0]
+        tissue = image[(SIZE // 2,) * 3]
+        logits = 0.5 - (image - tissue).abs()
+        return logits.expand(1, quality.shape[1], -1, -1, -1), quality
+
+
+@pytest.mark.parametrize(("tissues", "is_found"), [(0, False), (2, True), (3, True)])
+def test_a_box_that_its_middle_does_not_fill_is_looked_at_in_its_other_tissues(tissues, is_found):
+    # A dark bar through the middle of a bright box: what is in the middle fills little of it.
+    array = np.full((60, 60, 60), 50, np.float32)
+    array[20:41, 20:41, 20:41] = 100
+    array[26:35, 26:35, 26:35] = 0
+    session = make_session(Volume(array, Geometry((60, 60, 60), np.eye(4))), model=TissueModel())
+    session.policy = replace(session.policy, box_tissues=tissues)
+    answer = session.add_box(Box.voxel((20, 20, 20), (41, 41, 41)))
+    assert (answer.mask.array[22, 22, 22] == 1) == is_found
+    assert (answer.mask.array[30, 30, 30] == 1) != is_found
 
 
 def test_a_mask_prompt_by_itself_is_the_answer():

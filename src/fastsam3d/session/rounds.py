@@ -31,6 +31,7 @@ from fastsam3d.session.history import BUDGET_WARNING, NO_HINT, RoundHint, RoundS
 from fastsam3d.session.looks import RoiEncoder, looked_at, mean_of_looks, prompts_in_roi
 from fastsam3d.session.middle import central_voxel, middle_voxel
 from fastsam3d.session.mosaic import Mosaic
+from fastsam3d.session.tissues import tissue_middles
 from fastsam3d.volume import Region
 
 if TYPE_CHECKING:
@@ -198,21 +199,34 @@ class Round:
         """Look again from the middle of what a box gave, with a point there.
 
         Models are trained to be asked at the ROI's centre, on the object. The middle of the box
-        around a crescent is beside it.
+        around a crescent is beside it, and what is there may be another tissue, for which CT is
+        then shown: an answer that leaves much of the box is asked for again in each of its tissues.
         """
         geometry = self.volume.geometry
         region, mask = paste_logits(look.decoded.logits, geometry, look.roi)
         voxels = np.argwhere(mask) + region.start
         is_inside = np.all((voxels >= box.region.start) & (voxels < box.region.stop), axis=1)
-        if not is_inside.any():
-            return look
-        middle = middle_voxel(voxels[is_inside], geometry)
+        best = look
+        if is_inside.any():
+            middle = middle_voxel(voxels[is_inside], geometry)
+            best = self._look_in_box(box, middle) or look
+        if self.policy.box_tissues and self._fit_to_box(best) < self.policy.box_fit:
+            middles = tissue_middles(self.volume, box.region, self.policy.box_tissues)
+            looks = [self._look_in_box(box, middle) for middle in middles]
+            best = max([best, *filter(None, looks)], key=self._worth_in_box)
+        return best
+
+    def _look_in_box(self, box: Box, middle: NDArray[np.int64]) -> Look | None:
+        """Look at a box's object as if a voxel in it was clicked; None if there is no way."""
+        geometry = self.volume.geometry
         spacing = scale.spacing_of_box(self.policy, geometry, box.region, size=self._size)
         roi = Roi.around(middle, geometry, spacing, self._size)
         if not self._affords(roi):
-            return look
+            return None
         prompts = PromptSet((Point.voxel(middle.tolist()), *self._prompts.prompts))
         (encoded,) = self._encode([roi])
+        if encoded.is_blank:
+            return None
         look = self._look(roi, encoded, None, prompts=prompts)
         if self.policy.box_margin < 1 and self._affords(roi):
             look = self._better_fit(look, prompts, self._fit_to_box, self.policy.box_margin)
@@ -225,6 +239,10 @@ class Round:
     def _fit_to_box(self, look: Look) -> float:
         box = self._prompts.boxes[-1]
         return scale.box_agreement(box, self.volume.geometry, look.roi, look.extent)
+
+    def _worth_in_box(self, look: Look) -> float:
+        """Return how well a look answers a box: a mask may fill one and yet be noise."""
+        return self._fit_to_box(look) + look.decoded.quality
 
     def _fit_to_drawing(self, look: Look) -> float:
         if self.hint.fit is None:

@@ -56,6 +56,10 @@ class ScalePolicy:
         box_repeats: How often the answer to a first box is given back to the model.
         box_margin: Another of the model's candidates answers a first box where its sides agree with
             the box better, by more than this IoU; 1 asks for no candidates.
+        box_tissues: Into how many tissues, by intensity, a first box is divided where its answer
+            does not fit it; each is looked at from its middle, and what fits best, by predicted
+            quality too, is the answer. 0 never looks again.
+        box_fit: IoU of the box and the box around its answer from which on that one fits.
         max_refinements: How often a first click may be refined.
         max_later_refinements: How often each further prompt may be refined, now that the object
             is better known.
@@ -97,6 +101,8 @@ class ScalePolicy:
     box_extent: float = 0.0
     box_repeats: int = 0
     box_margin: float = 0.2
+    box_tissues: int = 3
+    box_fit: float = 0.7
     max_refinements: int = 0
     max_later_refinements: int = 0
     consistent_extent: float = 1.6
@@ -124,6 +130,9 @@ class ScalePolicy:
                 "Extents must rise from 0 to 1 as smallest, target, largest, got "
                 f"{self.smallest_extent}, {self.target_extent}, {self.largest_extent}."
             )
+            raise ConfigError(message)
+        if self.box_tissues and self.box_tissues < 2:
+            message = f"box_tissues must be 0 or at least 2, got {self.box_tissues}."
             raise ConfigError(message)
         if min(self.growth, self.same_spacing, self.consistent_extent) <= 1:
             message = f"Factors growth, same_spacing, consistent_extent must exceed 1: {self}."
