@@ -18,6 +18,7 @@ import json
 import sys
 from pathlib import Path
 
+import cc3d
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -155,7 +156,7 @@ def heart(
         part = basins == value
         if name.endswith(("ventricle", "atrium")):
             part &= region
-        parts[name] = largest(ndimage.binary_opening(part))
+        parts[name] = cc3d.largest_k(ndimage.binary_opening(part), k=1, connectivity=6) > 0
     others = np.any([part for name, part in parts.items() if name != "left ventricle"], 0)
     # Papillary muscles count as the cavity, as the field counts them.
     cavity = ndimage.binary_closing(parts["left ventricle"], iterations=3) & (smooth > MUSCLE_HU[0])
@@ -166,17 +167,9 @@ def heart(
     wall = (smooth > MUSCLE_HU[0]) & (smooth < MUSCLE_HU[1]) & (to_cavity < WALL_MM) & region
     wall &= ~cavity & ~others & ~taken
     wall &= to_cavity < ndimage.distance_transform_edt(~beyond) * spacing
-    wall = largest(ndimage.binary_opening(wall))
+    wall = cc3d.largest_k(ndimage.binary_opening(wall), k=1, connectivity=6) > 0
     parts["heart wall"] = ndimage.binary_closing(wall) & ~cavity & ~others
     return parts
-
-
-def largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the largest component of a mask (I, J, K)."""
-    components, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    return components == 1 + np.argmax(np.bincount(components.ravel())[1:])
 
 
 def draw(array: NDArray[np.float32], labels: NDArray[np.uint8], path: Path) -> None:
