@@ -42,6 +42,15 @@ def test_of_a_large_box_every_other_voxel_is_enough(monkeypatch):
     np.testing.assert_allclose(found, (-800, 40, 600), atol=30)
 
 
+def test_of_a_box_beyond_the_volume_what_lies_within_counts():
+    volume = volume_of(three_layers())
+    within = tissue_middles(volume, Region((0, 3, 4), (24, 17, 16)), 3)
+    beyond = tissue_middles(volume, Region((-5, 3, 4), (60, 17, 40)), 3)
+    np.testing.assert_array_equal(within, beyond)
+    assert len(within) == 3
+    assert tissue_middles(volume, Region((-9, 3, 4), (-2, 17, 40)), 3) == []
+
+
 def test_a_box_of_one_intensity_has_no_tissues_to_tell_apart():
     assert tissue_middles(volume_of(np.full(SHAPE, 7.0)), REGION, 3) == []
 

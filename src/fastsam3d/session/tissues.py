@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastsam3d.session.middle import middle_voxel
-from fastsam3d.volume import Geometry
+from fastsam3d.volume import Geometry, Region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastsam3d.volume import Region, Volume
+    from fastsam3d.volume import Volume
 
 MOST_VOXELS = 1_000_000  # of a box that are looked at; of a larger one every other, third, ...
 MOST_VALUES = 20_000  # of those, from which its tissues are found
@@ -29,10 +29,13 @@ def tissue_middles(volume: Volume, region: Region, count: int) -> list[NDArray[n
 
     Args:
         volume: The scan.
-        region: The box.
+        region: The box; what reaches beyond the volume is left out.
         count: How many tissues to tell apart, at least two.
     """
     kmeans: Any = import_module("scipy.cluster.vq").kmeans
+    region = region.intersection(Region((0, 0, 0), volume.geometry.shape))
+    if region.is_empty:
+        return []
     step = int(np.ceil((math.prod(region.shape) / MOST_VOXELS) ** (1 / 3)))
     values = np.asarray(volume.array[region.slices][::step, ::step, ::step], np.float32)
     coarse = Geometry(values.shape, volume.geometry.affine @ np.diag([step, step, step, 1]))
